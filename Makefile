@@ -1,0 +1,41 @@
+# Every target sets up what it needs in $(VENV); a second run finds it there.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:            ## show this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (PyTorch is large: a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## create $(VENV) and install everything
+
+demo: $(STAMP)   ## scaffold, verify, train and evaluate a small CNN; writes one HTML report (DEMO_ARGS=...)
+	$(BIN)/kit demo $(DEMO_ARGS)
+
+test: $(STAMP)   ## the quick suite (under 5 minutes on 2 cores)
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-slow: $(STAMP)  ## what takes longer: wheel, demo, every rendered project
+	$(BIN)/python -m pytest -n auto -m slow
+
+lint: $(STAMP)   ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## the side-by-side benchmarks; each prints a ratio
+	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:           ## remove $(VENV) and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist kit-demo

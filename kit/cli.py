@@ -1,0 +1,359 @@
+"""The command line. Verbs import what they need when they run, so that `kit --help` stays instant."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kit import __version__
+
+WRONG_USE = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="kit",
+    help="Scaffold PyTorch projects that are right from the first minute, and prove that training code does what it claims.",
+    rich_markup_mode=None,  # rich's help costs more than everything else that --help does
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(StrEnum):
+    """How a report is written to the standard output."""
+
+    TEXT = "text"
+    JSON = "json"
+    JUNIT = "junit"
+
+
+class Device(StrEnum):
+    """Where a model is run."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+def fail(message: object) -> typer.Exit:
+    """Print one line for a mistake of the user's; the result is to be raised."""
+    typer.echo(f"kit: {message}", err=True)
+    return typer.Exit(WRONG_USE)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def new(
+    dest: Annotated[Path, typer.Argument(help="Folder of the new project; must not exist, or be empty.")],
+    model: Annotated[str, typer.Option(help="Architecture: cnn.")] = "cnn",
+    dataset: Annotated[str, typer.Option(help="Data set: cifar10, or digits (small, needs no network).")] = "cifar10",
+    config: Annotated[str, typer.Option(help="Kind of configuration: yaml.")] = "yaml",
+    tracker: Annotated[str, typer.Option(help="Experiment tracker: tensorboard.")] = "tensorboard",
+    data: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other answer; repeatable.")] = None,
+) -> None:
+    """Scaffold a project: data, model, training, evaluation, tests and an acceptance spec."""
+    from kit.scaffold import ScaffoldError, new_project
+
+    try:
+        answers = dict(_key_value(item, "--data") for item in data or [])
+        project = new_project(dest, model=model, dataset=dataset, config=config, tracker=tracker, data=answers)
+    except ScaffoldError as error:
+        raise fail(error) from None
+    folder = shlex.quote(str(dest))
+    typer.echo(f"Created {project}. Next:\n  cd {folder}\n  kit verify\n  python train.py --set epochs=2\n  python evaluate.py")
+
+
+@app.command()
+def verify(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="cnn, file.py:Class, package.module:Class, torchvision:NAME or timm:NAME. "
+            "Without it, the verify.yaml of the project says what to check.",
+        ),
+    ] = None,
+    kwargs: Annotated[
+        list[str] | None, typer.Option(metavar="K=V,...", help="Arguments of the model's constructor.")
+    ] = None,
+    input_size: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Shape of one input, such as 3,224,224; else found by trial.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(metavar="N", help="Number of logits.")] = None,
+    expect_params: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Parameters: 86567656 is exact, 86M within 1%.")
+    ] = None,
+    tolerance: Annotated[
+        str | None, typer.Option(metavar="T", help="For --expect-params: 1%, or a number of parameters.")
+    ] = None,
+    project: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the project and its verify.yaml.")
+    ] = None,
+    train_steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Most steps for memorising a small batch (100, bounded in time).")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to run the model.")] = Device.AUTO,
+    require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Exit with 2 when there is no GPU.")] = False,
+    select: Annotated[str | None, typer.Option(metavar="CODES", help="Only these codes or families: MOD,GRD301.")] = None,
+    ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these codes or families.")] = None,
+    timeout: Annotated[float, typer.Option(metavar="S", min=1, help="Seconds for everything together.")] = 120,
+    format_: Annotated[Format, typer.Option("--format", help="What goes to the standard output.")] = Format.TEXT,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report for a browser.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there instead.")
+    ] = None,
+) -> None:
+    """Check a model: shapes, parameter count, gradients, leaks between samples, saved state, short training.
+
+    Exit code 0: all held. 1: something failed. 2: something could not be checked.
+    """
+    from verify.spec import SPEC_FILE, Spec, SpecError, load_spec
+
+    folder = project or Path()
+    overrides = {
+        "model": model,
+        "kwargs": _parse_kwargs(kwargs) if kwargs else None,
+        "input_size": _parse_size(input_size) if input_size else None,
+        "num_classes": num_classes,
+        "expect_params": expect_params,
+        "tolerance": tolerance,
+        "train_steps": train_steps,
+        "select": _parse_codes(select),
+        "ignore": _parse_codes(ignore),
+    }
+    given = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        declared = load_spec(folder / SPEC_FILE) if model is None or project else {}
+        spec = Spec(**{**declared, **given})
+        if not spec.model:
+            raise SpecError(f"{folder / SPEC_FILE} names no model; add a line such as `model: models/model.py:build_model`")
+    except SpecError as error:
+        raise fail(error) from None
+    raise typer.Exit(_verify(spec, folder, device, require_gpu, timeout, Outputs(format_, output, html)))
+
+
+class Outputs:
+    """Where a report goes: its format, a file instead of the standard output, and an HTML file."""
+
+    def __init__(self, format_: Format, file: Path | None, html: Path | None) -> None:
+        self.format, self.file, self.html = format_, file, html
+        for path in (file, html):
+            if path is not None and (path.is_dir() or not path.parent.is_dir()):
+                raise fail(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'its folder does not exist'}")
+
+    def write(self, report: Any, title: str) -> None:
+        """Render and write the report."""
+        from verify import render
+
+        if self.html:
+            from verify.html import render_html
+
+            _write_file(self.html, render_html(report, title))
+        if self.format is Format.TEXT:
+            self._write_text(report, title)
+            return
+        text = render.render_json(report) if self.format is Format.JSON else render.render_junit(report)
+        if self.file:
+            _write_file(self.file, text + "\n")
+        else:
+            typer.echo(text)
+
+    def _write_text(self, report: Any, title: str) -> None:
+        from rich.console import Console
+
+        from verify.render import render_text
+
+        if not self.file:
+            console = Console(highlight=False, soft_wrap=True)
+            render_text(report, title, console.print)
+            return
+        with _opened(self.file) as stream:
+            console = Console(file=stream, highlight=False, soft_wrap=True)
+            render_text(report, title, console.print)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise fail(f"cannot write {path}: {error.strerror}") from None
+
+
+def _write_file(path: Path, text: str) -> None:
+    with _opened(path) as stream:
+        stream.write(text)
+
+
+def _verify(spec: Any, folder: Path, device: Device, require_gpu: bool, timeout: float, outputs: Outputs) -> int:
+    from verify.report import Status
+    from verify.runner import verify_model
+
+    if not folder.is_dir():
+        raise fail(f"the project folder {folder} does not exist")
+    with _Progress(enabled=outputs.format is Format.TEXT and sys.stderr.isatty()) as progress:
+        try:
+            report = verify_model(
+                spec,
+                folder=folder,
+                device=device.value,
+                require_gpu=require_gpu,
+                timeout=timeout,
+                on_rule=progress.show,
+            )
+        except ValueError as error:
+            raise fail(error) from None
+    unusable = len(report.checks) == 1 and report.checks[0].status is Status.ERROR
+    if unusable:
+        typer.echo(f"kit: {report.checks[0].message}", err=True)
+    if not unusable or outputs.format is not Format.TEXT:
+        outputs.write(report, "kit " + shlex.join(sys.argv[1:]))
+    return report.exit_code
+
+
+class _Progress:
+    """A spinner on the standard error that names the rule at work."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.status: Any = None
+        if enabled:
+            from rich.console import Console
+
+            self.status = Console(stderr=True).status("starting PyTorch")
+
+    def __enter__(self) -> _Progress:
+        if self.status:
+            self.status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.status:
+            self.status.stop()
+
+    def show(self, code: str, name: str) -> None:
+        """Name the rule at work."""
+        if self.status:
+            self.status.update(f"{code} {name}")
+
+
+@app.command()
+def rules(
+    as_json: Annotated[bool, typer.Option("--json", help="As a JSON list.")] = False,
+) -> None:
+    """List the rules."""
+    from verify.rules import all_rules
+
+    catalogue = list(all_rules().values())
+    if as_json:
+        import json
+
+        fields = ({"code": r.code, "name": r.name, "severity": r.severity, "title": r.title} for r in catalogue)
+        typer.echo(json.dumps(list(fields), indent=2))
+        return
+    width = max(len(rule.name) for rule in catalogue)
+    for rule in catalogue:
+        typer.echo(f"{rule.code}  {rule.severity:4}  {rule.name:{width}}  {rule.title}")
+
+
+@app.command()
+def explain(code: Annotated[str, typer.Argument(help="The code of a rule, such as MOD104.")]) -> None:
+    """Explain a rule: what it means, why it matters, how it is found, what is no error."""
+    from verify.rules import all_rules
+    from verify.spec import nearest
+
+    catalogue = all_rules()
+    rule = catalogue.get(code.upper())
+    if rule is None:
+        raise fail(f"no rule has the code {code!r}{nearest(code.upper(), list(catalogue))}; `kit rules` lists them")
+    typer.echo(f"{rule.code} {rule.name} ({rule.severity})\n\n{rule.title}.\n\n{rule.page}")
+
+
+@app.command()
+def demo(
+    dest: Annotated[Path, typer.Argument(help="Folder for the demo project and its report.")] = Path("kit-demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 5,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) instead of using the embedded digits.")
+    ] = False,
+) -> None:
+    """Scaffold, verify, train and evaluate a small CNN, and write one HTML report: the whole path, once."""
+    from kit.demo import DemoError, run_demo
+
+    try:
+        code = run_demo(dest, epochs=epochs, download=download)
+    except DemoError as error:
+        raise fail(error) from None
+    raise typer.Exit(code)
+
+
+def _key_value(item: str, option: str) -> tuple[str, str]:
+    key, equals, value = item.partition("=")
+    if not equals or not key.strip():
+        raise fail(f"{option} {item!r} must look like key=value")
+    return key.strip(), value.strip()
+
+
+def _parse_kwargs(items: list[str]) -> dict[str, Any]:
+    """`depth=12,drop=0.1,widths=[16,32]`: values are YAML, commas within brackets belong to the value."""
+    import re
+
+    import yaml
+
+    result = {}
+    for item in items:
+        for pair in re.split(r",(?![^\[{(]*[\]})])", item):
+            key, value = _key_value(pair, "--kwargs")
+            try:
+                result[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise fail(f"--kwargs {key}={value!r}: the value is not valid YAML") from None
+    return result
+
+
+def _parse_size(text: str) -> list[int]:
+    parts = text.lower().replace("x", ",").strip("()[] ").split(",")
+    try:
+        return [int(part) for part in parts if part.strip()]
+    except ValueError:
+        raise fail(f"--input-size {text!r} must be numbers such as 3,224,224") from None
+
+
+def _parse_codes(text: str | None) -> list[str] | None:
+    return [code.strip().upper() for code in text.split(",") if code.strip()] if text else None
+
+
+def main() -> None:
+    """Entry point of the `kit` command: click's errors in one line, Ctrl-C without a traceback."""
+    try:
+        result = app(standalone_mode=False)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        typer.echo("kit: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        typer.echo(f"kit: {error.format_message()} (see kit --help)", err=True)
+        sys.exit(WRONG_USE)
+    sys.exit(result if isinstance(result, int) else 0)

@@ -1,0 +1,136 @@
+"""The splits of a data set, and their batches: the data side of training and evaluation.
+
+Look at the data of config.yaml, with a picture of a training batch:  python -m data.dataloader [--set dataset=digits]
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.augment import NO_AUGMENTATION
+from data.loader import BatchLoader, Split
+from data.sources import SOURCES, Images, Labels, stratified_split
+from engine.config import Config, add_config_arguments, load_config
+from engine.errors import UserError, run_script
+
+
+def get_dataloaders(config: Config, device: torch.device | str = "cpu") -> tuple[BatchLoader, BatchLoader]:
+    """The training batches (shuffled, augmented) and the validation batches (neither) of a configuration.
+
+    Raises:
+        UserError: the images are not there, or `num_classes` is not that of the data set.
+    """
+    train, val = load_training_splits(
+        config.dataset,
+        data_dir=config.data_dir,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        augment=config.augment,
+    )
+    return make_loader(train, config, device), make_loader(val, config, device)
+
+
+def make_loader(split: Split, config: Config, device: torch.device | str = "cpu") -> BatchLoader:
+    """The batches of one split as `config` asks for them; only training images are shuffled.
+
+    Raises:
+        UserError: `num_classes` is not that of the data set.
+    """
+    if config.num_classes != len(split.source.classes):
+        raise UserError(
+            f"num_classes is {config.num_classes}, but {config.dataset} has {len(split.source.classes)} classes; "
+            "correct num_classes"
+        )
+    return BatchLoader(
+        split,
+        config.batch_size,
+        seed=config.seed,
+        shuffle=split.name == "train",
+        device=device,
+        loader=config.loader,
+        num_workers=config.num_workers,
+    )
+
+
+def load_training_splits(
+    dataset: str, *, data_dir: str = "data/raw", val_fraction: float = 0.1, seed: int = 0, augment: bool = True
+) -> tuple[Split, Split]:
+    """Divide the training images into "train" and "val"; the test images are not touched.
+
+    Args:
+        dataset: a key of `SOURCES`.
+        data_dir: where downloaded data sets are.
+        val_fraction: part of each class that "val" gets and "train" does not.
+        seed: of that division.
+        augment: whether "train" is augmented.
+
+    Raises:
+        UserError: the data are not there.
+    """
+    source = SOURCES[dataset]
+    images, labels = source.read(Path(data_dir), "train")
+    train_index, val_index = stratified_split(labels, val_fraction, seed)
+    augmentation = source.augmentation if augment else NO_AUGMENTATION
+    # Two objects, each with its own augmentation: what validation sees cannot depend on what is done for training.
+    train = Split("train", *_tensors(images, labels, train_index), source, augmentation, _fingerprint(train_index))
+    val = Split("val", *_tensors(images, labels, val_index), source, NO_AUGMENTATION, _fingerprint(val_index))
+    return train, val
+
+
+def load_test_split(dataset: str, *, data_dir: str = "data/raw") -> Split:
+    """The test images. Called by evaluate.py alone: whatever looks at them before that makes their accuracy a lie.
+
+    Raises:
+        UserError: the data are not there.
+    """
+    source = SOURCES[dataset]
+    images, labels = source.read(Path(data_dir), "test")
+    index = np.arange(len(labels))
+    return Split("test", *_tensors(images, labels, index), source, NO_AUGMENTATION, _fingerprint(index))
+
+
+def _tensors(images: Images, labels: Labels, index: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(images[index]), torch.from_numpy(labels[index])
+
+
+def _fingerprint(index: np.ndarray) -> str:
+    return hashlib.sha256(index.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def visualize_batch(loader: BatchLoader, path: Path, num_images: int = 16) -> None:
+    """Save the first images of a batch as a PNG: what the model sees, normalisation undone, with class names."""
+    from engine.plots import plot_images  # matplotlib is slow to import, and training has no use for it
+
+    images, labels = next(iter(loader))
+    source = loader.dataset.source
+    images = images[:num_images].permute(0, 2, 3, 1).cpu()  # (B, H, W, 3)
+    pixels = (images * torch.tensor(source.std) + torch.tensor(source.mean)).clamp(0, 1).numpy()
+    captions = [source.classes[label] for label in labels[:num_images].tolist()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot_images(pixels, captions, f"A {loader.dataset.name} batch, as the model sees it", path)
+
+
+def main() -> int:
+    """Print the sizes of the splits and save a picture of a training batch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.set)
+    train_loader, val_loader = get_dataloaders(config)
+    print(f"Train batches: {len(train_loader)}")
+    print(f"Val batches: {len(val_loader)}")
+    print(f"Train samples: {len(train_loader.dataset)}")
+    print(f"Val samples: {len(val_loader.dataset)}")
+    path = Path("runs/sample_batch.png")
+    visualize_batch(train_loader, path)
+    print(f"Saved {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

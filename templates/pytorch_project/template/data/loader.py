@@ -1,0 +1,157 @@
+"""Batches of uint8 images that lie in memory, or that worker processes fetch; the same batches either way."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.augment import Augmentation, make_batch, pad_images, seeded_generator
+from data.sources import Source
+
+RESIDENT_LIMIT = 4 * 2**30  # bytes of padded uint8 images that `loader: auto` keeps in memory
+
+
+@dataclass(frozen=True, eq=False)
+class Split(Dataset):
+    """The images of one split as they were taken, before augmentation and normalisation.
+
+    Each split is an object of its own, with its own augmentation: nothing done to one can change another.
+
+    Args:
+        name: "train", "val" or "test".
+        images: uint8 (N, H, W, 3).
+        labels: int64 (N,).
+        source: the data set that they come from.
+        augmentation: what the loader does to them; nothing, for all but "train".
+        fingerprint: hash of the indices that make up the split, to notice when it is not the one of a checkpoint.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    source: Source
+    augmentation: Augmentation
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+class BatchLoader:
+    """Batches of a split, as `for images, labels in loader`.
+
+    A batch is a function of the seed, the epoch and its number alone, so an epoch can be entered at any batch. Where
+    the raw pixels come from makes no difference to the result: either the whole split lies in memory on the device
+    ("resident"), or a DataLoader's worker processes fetch them ("workers").
+
+    Args:
+        split: the images.
+        batch_size: images in a batch; the last one of an epoch may be smaller.
+        seed: of order and augmentation.
+        shuffle: a new order every epoch.
+        device: where the batches shall be.
+        loader: "resident", "workers", or "auto": resident if the images fit `RESIDENT_LIMIT`.
+        num_workers: processes of "workers"; 0 fetches in this process.
+
+    Yields:
+        images, float32 (B, 3, H, W), augmented and normalised, in channels_last memory format; and labels, int64 (B,).
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        device: torch.device | str = "cpu",
+        loader: str = "auto",
+        num_workers: int = 0,
+    ) -> None:
+        self.dataset = split
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.device = torch.device(device)
+        self.epoch, self.first_batch = 0, 0
+        self.resident = loader == "resident" or (loader == "auto" and _padded_bytes(split) <= RESIDENT_LIMIT)
+        if self.resident:
+            self._padded = pad_images(split.images, split.augmentation.padding).contiguous().to(self.device)
+            self._labels = split.labels.to(self.device)
+        else:
+            self._fetch = _make_fetch_loader(split, self, num_workers, pin_memory=self.device.type == "cuda")
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose the epoch that the next iteration goes through (from 0), and the batch that it starts with."""
+        self.epoch, self.first_batch = epoch, first_batch
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def batch_indices(self) -> list[Tensor]:
+        """The images of each batch that the next iteration gives: int64 tensors (B,)."""
+        order = torch.arange(len(self.dataset))
+        if self.shuffle:
+            order = torch.randperm(len(self.dataset), generator=seeded_generator(self.seed, self.epoch, stream=0))
+        return list(order.split(self.batch_size))[self.first_batch :]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        split, epoch, first_batch = self.dataset, self.epoch, self.first_batch
+        for number, (padded, labels, index) in enumerate(self._raw_batches(), start=first_batch):
+            generator = seeded_generator(self.seed, epoch, stream=number + 1)
+            yield make_batch(padded, index, split.augmentation, split.source.mean, split.source.std, generator), labels
+
+    def _raw_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(padded images, labels of the batch, which of the images make up the batch) for each batch."""
+        if self.resident:
+            for index in self.batch_indices():
+                index = index.to(self.device)
+                yield self._padded, self._labels[index], index
+            return
+        for images, labels in self._fetch:
+            images = images.to(self.device, non_blocking=True)
+            padded = pad_images(images, self.dataset.augmentation.padding)
+            yield padded, labels.to(self.device, non_blocking=True), torch.arange(len(images), device=self.device)
+
+
+def _padded_bytes(split: Split) -> int:
+    count, height, width, channels = split.images.shape
+    border = 2 * split.augmentation.padding
+    return count * (height + border) * (width + border) * channels
+
+
+class _Indices:
+    """The batch sampler of a DataLoader: asks the BatchLoader anew at the start of every epoch."""
+
+    def __init__(self, batches: BatchLoader) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for index in self.batches.batch_indices():
+            yield index.tolist()
+
+
+def _ignore_interrupt(worker_id: int) -> None:
+    """Ctrl-C reaches the workers too; the training process decides when to stop and ends them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _make_fetch_loader(split: Split, batches: BatchLoader, num_workers: int, pin_memory: bool) -> DataLoader:
+    return DataLoader(
+        split,
+        batch_sampler=_Indices(batches),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # its own, or every epoch would take a number from the global one
+    )

@@ -1,0 +1,148 @@
+"""Checkpoints: written whole or not at all, read without running code from the file."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from engine.config import Config
+from engine.errors import UserError, describe_os_error
+
+FOLDER = Path("checkpoints")
+LAST, BEST, CONFIG = FOLDER / "last.pt", FOLDER / "best.pt", FOLDER / "config.yaml"
+
+REQUIRED_KEYS = {
+    "model",
+    "optimizer",
+    "scheduler",
+    "epoch",
+    "step",
+    "best",
+    "rng",
+    "config",
+    "progress",
+    "run_id",
+    "split",
+}
+# Training may continue with another value of these; another value of any other key would make it a different run.
+FREE_KEYS = ("epochs", "patience", "log_every", "num_workers", "loader", "device", "data_dir")
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write atomically: whatever happens, `path` holds either the old checkpoint or the new one.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        with atomic_file(path) as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        reason = describe_os_error(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+        kept = "; the checkpoint saved before is kept" if path.exists() else ""
+        raise UserError(f"{path} could not be written ({reason}){kept}; free some space and start again") from None
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends without an error.
+
+    `sync` waits until it is on the disk, so that even a power cut leaves one of the two.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())  # mkstemp makes it private
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of this project.
+
+    Raises:
+        UserError: it is missing, damaged, or something else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; train first (python train.py) or name another with --checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({reason}); remove it, or start anew with "
+            "python train.py --fresh, which moves it to checkpoints/archive"
+        ) from None
+    missing = REQUIRED_KEYS - set(checkpoint if isinstance(checkpoint, dict) else ())
+    if missing:
+        raise UserError(
+            f"{path} is not a checkpoint of this project (it lacks {', '.join(sorted(missing))}); remove it, or start "
+            "anew with python train.py --fresh, which moves it to checkpoints/archive"
+        )
+    return checkpoint
+
+
+def check_same_config(checkpoint: dict[str, Any], config: Config) -> None:
+    """Training may continue only as the run that it was.
+
+    Raises:
+        UserError: a setting differs that would make it another run.
+    """
+    before, now = checkpoint["config"], config.as_dict()
+    changed = [key for key in now if key not in FREE_KEYS and now[key] != before.get(key)]
+    if changed:
+        differences = ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed)
+        raise UserError(
+            f"{LAST} is of another configuration ({differences}); undo that to continue, or start anew with --fresh"
+        )
+
+
+def check_same_images(checkpoint: dict[str, Any], split: dict[str, str]) -> None:
+    """The images of each split must be those that the checkpoint was trained with; `split` holds fingerprints.
+
+    Raises:
+        UserError: they are not.
+    """
+    if checkpoint["split"] != split:
+        raise UserError(
+            "the checkpoint was trained with another division into training and validation images; "
+            "start anew with python train.py --fresh"
+        )
+
+
+def archive_checkpoints() -> Path | None:
+    """Move the files of an earlier run to checkpoints/archive/<run id>/; where they are now, if there were any."""
+    files = [path for path in (LAST, BEST, CONFIG) if path.exists()]
+    if not files:
+        return None
+    folder = FOLDER / "archive" / _run_id_of(files)
+    while folder.exists():
+        folder = folder.with_name(folder.name + "-again")
+    folder.mkdir(parents=True)
+    for path in files:
+        path.replace(folder / path.name)
+    return folder
+
+
+def _run_id_of(files: list[Path]) -> str:
+    for path in files:
+        with contextlib.suppress(UserError):
+            return load_checkpoint(path)["run_id"]
+    return f"unreadable-{datetime.now():%Y%m%d-%H%M%S}"

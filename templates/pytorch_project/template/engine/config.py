@@ -1,0 +1,170 @@
+"""The settings of a run: read from config.yaml and `--set key=value`, checked, and watched for keys that do nothing."""
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StrictBool, StrictInt, ValidationError
+
+from engine.errors import UserError
+
+
+def _not_a_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+# Not strict: YAML 1.1 reads 1e-3 (no dot) as text, which means the number all the same.
+Number = Annotated[float, BeforeValidator(_not_a_bool)]
+
+
+class Config(BaseModel):
+    """Every setting of the project, its default and what it may be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: Literal["cnn"] = Field("cnn", description="architecture, a file in models/")
+    num_classes: StrictInt = Field(10, ge=2, description="number of classes; must be that of the data set")
+
+    dataset: Literal["cifar10", "digits"] = Field("cifar10", description="data set, see data/sources.py")
+    data_dir: str = Field("data/raw", min_length=1, description="where downloads go; the variable KIT_DATA goes first")
+    val_fraction: Number = Field(0.1, gt=0, lt=1, description="part of the training images kept for validation")
+    augment: StrictBool = Field(True, description="augment the training images the way the data set calls for")
+    batch_size: StrictInt = Field(128, ge=1, description="images in a batch")
+    loader: Literal["auto", "resident", "workers"] = Field("auto", description="whole data set in memory, or workers")
+    num_workers: StrictInt = Field(4, ge=0, description="loader processes of the workers loader")
+
+    epochs: StrictInt = Field(50, ge=1, description="passes over the training images; the schedule ends with them")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="update rule")
+    learning_rate: Number = Field(0.001, gt=0, description="at the start of training")
+    weight_decay: Number = Field(0.0001, ge=0, description="L2 penalty (adam, sgd) or decoupled decay (adamw)")
+    momentum: Number = Field(0.9, ge=0, lt=1, description="of sgd; nothing else has one")
+    scheduler: Literal["cosine", "constant"] = Field("cosine", description="learning rate over the epochs")
+    grad_clip: Number = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    patience: StrictInt = Field(10, ge=1, description="epochs without a better validation accuracy before stopping")
+
+    log_every: StrictInt = Field(10, ge=1, description="batches between two logged training metrics")
+    seed: StrictInt = Field(0, ge=0, description="of everything random: split, initial weights, order, augmentation")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
+
+    # Where each given key came from ("config.yaml:7"), and which keys the program has looked at since.
+    _origin: dict[str, str] = PrivateAttr(default_factory=dict)
+    _read: set[str] = PrivateAttr(default_factory=set)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name in CONFIG_KEYS:
+            self._read.add(name)
+        return value
+
+    def check_all_read(self) -> None:
+        """Call when everything is built: a key that was given but that nothing looked at would change nothing.
+
+        Raises:
+            UserError: there is such a key, such as `momentum` with adam.
+        """
+        for key in sorted(set(self._origin) - self._read, key=list(self._origin).index):
+            raise UserError(
+                f"{self._origin[key]}: {key} is set, but nothing reads it with optimizer={self.optimizer}, "
+                f"scheduler={self.scheduler}; remove it"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """All keys and values, as plain Python, without counting as a look at any of them."""
+        return self.model_dump()
+
+
+CONFIG_KEYS = frozenset(Config.model_fields)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--config FILE` and `--set key=value ...`."""
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE", help="default: config.yaml")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="key=value", help="change settings for this run"
+    )
+
+
+def load_config(path: Path, overrides: list[str]) -> Config:
+    """Read `path`, then apply `key=value` overrides in order.
+
+    Raises:
+        UserError: the file is missing or broken, or a key or value is not known.
+    """
+    values, origin = _read_file(path)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: write it as key=value")
+        values[key], origin[key] = _parse_value(override, text), f"--set {override}"
+    return make_config(values, origin)
+
+
+def make_config(values: dict[str, Any], origin: dict[str, str]) -> Config:
+    """Check `values`; `origin` says for each key where it came from.
+
+    Raises:
+        UserError: a key is unknown, or a value has the wrong type or size.
+    """
+    for key in values:
+        if key not in CONFIG_KEYS:
+            raise UserError(f"{origin[key]}: unknown key {key!r}; {_nearest(key)}")
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise UserError(f"{origin[key]}: {key} {message} (it is {first['input']!r})") from None
+    config._origin.update(origin)
+    return config
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The keys and values of a YAML file, and for each key the line it stands on."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        pairs = _pairs(path, node)
+        values = {key.value: loader.construct_object(value, deep=True) for key, value in pairs}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run this in the project's folder, or use --config FILE") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {problem or error}") from None
+    return values, {key.value: f"{path}:{key.start_mark.line + 1}" for key, _ in pairs}
+
+
+def _pairs(path: Path, node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
+    """The (key, value) nodes of a file that must be a flat mapping with every key once."""
+    if node is None:
+        raise UserError(f"{path} is empty; it needs lines such as `dataset: cifar10`")
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}:{node.start_mark.line + 1}: must consist of lines `key: value`; this is a {node.id}")
+    first_line: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"{path}:{line}: a key must be a plain word")
+        if key.value in first_line:
+            raise UserError(f"{path}:{line}: {key.value} is set in line {first_line[key.value]} already; remove one")
+        first_line[key.value] = line
+    return node.value
+
+
+def _parse_value(override: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML; quote it") from None
+
+
+def _nearest(key: str) -> str:
+    close = difflib.get_close_matches(key, CONFIG_KEYS, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(Config.model_fields)}"

@@ -1,0 +1,139 @@
+"""The folder of a run: metrics.jsonl, status.json, TensorBoard curves and the configuration."""
+
+import json
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.checkpoint import atomic_file
+from engine.config import Config
+from engine.errors import TrainingFailedError, UserError
+from engine.progress import Progress
+
+RUNS = Path("runs")
+
+
+def new_run_id(config: Config) -> str:
+    """A name such as cnn-cifar10-20250131-142501 that no run has yet."""
+    run_id = stem = f"{config.model}-{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
+    number = 2
+    while (RUNS / run_id).exists():
+        run_id, number = f"{stem}-{number}", number + 1
+    return run_id
+
+
+class Run:
+    """Writes down what happens in a run.
+
+    As a context, it ends the run's live state whichever way the block ends.
+
+    Args:
+        run_id: name of the folder in runs/.
+        config: stored beside the metrics.
+        progress: where training starts. What an earlier session wrote beyond that is cut, because it comes again.
+        total_steps: batches of the whole run, for the time that is left.
+    """
+
+    def __init__(self, run_id: str, config: Config, progress: Progress, total_steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a slow import that nothing but training needs
+
+        self.run_id = run_id
+        self.folder = RUNS / run_id
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, self.folder / "config.yaml")
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "run_id": run_id,
+            "pid": os.getpid(),
+            "epoch": progress.epoch,
+            "epochs": config.epochs,
+            "step": progress.step,
+            "steps": total_steps,
+            "metrics": {},
+            "eta_seconds": None,
+            "message": "",
+        }
+        self._started, self._first_step, self._total_steps = time.time(), progress.step, total_steps
+        self._cut_metrics(progress)
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._tensorboard = SummaryWriter(str(self.folder), purge_step=progress.step + 1)
+        self.update_status()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.update_status(state="interrupted", message="ended at once, without saving")
+        elif kind is not None:
+            message = str(error) if issubclass(kind, (UserError, TrainingFailedError)) else f"{kind.__name__}: {error}"
+            self.update_status(state="failed", message=message)
+        self._metrics.close()
+        self._tensorboard.close()
+
+    def log(self, kind: str, *, step: int, **values: Any) -> None:
+        """Add a line to metrics.jsonl: `kind` is "train" (some batches) or "epoch"."""
+        line = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+
+    def plot(self, step: int, **values: float) -> None:
+        """Add a point to TensorBoard curves; two underscores in a name stand for a slash. `step` counts batches.
+
+        All curves count batches, so that `purge_step` removes the right points when training continues.
+        """
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name.replace("__", "/"), value, step)
+
+    def update_status(self, **changes: Any) -> None:
+        """Change the live state in status.json, which is never half-written; mere progress at most once a second."""
+        self._status |= changes
+        now = time.time()
+        if self._status["state"] == "running" and now - self._status.get("updated", 0) < 1:
+            return
+        self._status["updated"] = round(now, 3)
+        self._status["eta_seconds"] = self._eta(now)
+        write_json(self._status, self.folder / "status.json", sync=False)
+
+    def _eta(self, now: float) -> float | None:
+        """Seconds left at the pace of this session; None before its first batch and when nothing is running."""
+        step = self._status["step"]
+        if self._status["state"] != "running" or step == self._first_step:
+            return None
+        return round((now - self._started) / (step - self._first_step) * (self._total_steps - step), 1)
+
+    def _cut_metrics(self, progress: Progress) -> None:
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        with atomic_file(path) as file:
+            for line in lines:
+                if _was_before(line, progress):
+                    file.write((line + "\n").encode())
+
+
+def _was_before(line: str, progress: Progress) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False  # the last line of a session that was killed while writing
+    if entry["kind"] == "epoch":
+        return entry["epoch"] <= progress.epoch
+    return entry["step"] <= progress.step
+
+
+def write_json(content: dict[str, Any], path: Path, *, sync: bool = True) -> None:
+    """Write atomically, indented."""
+    with atomic_file(path, sync=sync) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write all settings, defaults included, as YAML that `--config` reads."""
+    with atomic_file(path) as file:
+        file.write(yaml.safe_dump(config.as_dict(), sort_keys=False).encode())

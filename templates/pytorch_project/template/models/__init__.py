@@ -1,0 +1,1 @@
+"""Architectures, and `build_model` to choose one by name."""

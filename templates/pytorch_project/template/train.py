@@ -1,0 +1,227 @@
+"""Train the model of config.yaml.
+
+    python train.py                                         all settings from config.yaml
+    python train.py --set epochs=2 --set dataset=digits     some of them changed for this run
+    python train.py --fresh                                 start anew; earlier checkpoints go to checkpoints/archive/
+
+Continues from checkpoints/last.pt when there is one. Ctrl-C finishes the batch and saves; the same command then goes on
+exactly where it stopped. Best and last checkpoint are in checkpoints/, metrics.jsonl, status.json and the TensorBoard
+curves in runs/<run id>/. Exit code 0: done, 1: failed, 2: wrong use, 130: interrupted and saved.
+"""
+
+import argparse
+import math
+import sys
+import time
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data.dataloader import get_dataloaders
+from engine import checkpoint as ckpt
+from engine.config import Config, add_config_arguments, load_config
+from engine.device import pick_device
+from engine.errors import EXIT_DONE, EXIT_INTERRUPTED, TrainingFailedError, run_script
+from engine.optim import build_optimizer, build_scheduler, restore_schedule
+from engine.predict import loss_and_accuracy, predict
+from engine.progress import Progress
+from engine.rng import rng_state, seed_everything, set_rng_state
+from engine.run import Run, new_run_id, write_config
+from engine.stop import GracefulStop, StopRequestedError
+from models.model import build_model
+
+
+class Trainer:
+    """Data, model, optimizer and schedule of a configuration, and the loop over them."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        seed_everything(config.seed)
+        self.config = config
+        self.train_loader, self.val_loader = get_dataloaders(config, device)
+        self.model = build_model(config.model, config.num_classes).to(device, memory_format=torch.channels_last)
+        self.optimizer = build_optimizer(self.model, config)
+        self.scheduler = build_scheduler(self.optimizer, config)
+        self.epochs, self.patience = config.epochs, config.patience
+        self.grad_clip, self.log_every = config.grad_clip or math.inf, config.log_every
+        self.progress = Progress()
+        self.run_id = new_run_id(config)
+        self.split = {split.name: split.fingerprint for split in (self.train_loader.dataset, self.val_loader.dataset)}
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that is needed to go on as if nothing had happened."""
+        progress = self.progress
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "best": {"accuracy": progress.best_accuracy, "epoch": progress.best_epoch},
+            "patience": progress.epochs_since_best,
+            "rng": rng_state(),
+            "config": self.config.as_dict(),
+            "progress": asdict(progress),
+            "run_id": self.run_id,
+            "split": self.split,
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Continue from what `checkpoint` returned."""
+        ckpt.check_same_images(saved, self.split)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        restore_schedule(self.scheduler, saved["scheduler"])
+        self.progress = Progress(**saved["progress"])
+        self.run_id = saved["run_id"]
+        set_rng_state(saved["rng"])
+
+    def fit(self, run: Run, stop: GracefulStop) -> None:
+        """Train to the last epoch, or until validation stops getting better.
+
+        Raises:
+            StopRequestedError: somebody asked to stop; `checkpoints/last.pt` says where.
+            TrainingFailedError: the loss or a gradient is not finite.
+        """
+        while not self.progress.why_finished(self.epochs, self.patience):
+            started = time.time()
+            try:
+                self.train_epoch(run, stop)
+                logits, labels = predict(self.model, stop.watch(self.val_loader))
+            except StopRequestedError:
+                ckpt.save_checkpoint(self.checkpoint(), ckpt.LAST)
+                raise
+            self.end_epoch(run, *loss_and_accuracy(logits, labels), time.time() - started)
+
+    def train_epoch(self, run: Run, stop: GracefulStop) -> None:
+        """The batches of the epoch in progress that are still to do."""
+        progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
+        self.model.train()
+        self.train_loader.set_epoch(progress.epoch, first_batch=progress.batch)
+        bar = tqdm(
+            self.train_loader,
+            desc=f"Epoch {progress.epoch + 1}/{self.epochs}",
+            initial=progress.batch,
+            total=len(self.train_loader),
+            disable=None,  # no bar where stderr is not a terminal
+            leave=False,
+        )
+        for images, labels in stop.watch(bar):
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            if not (loss.isfinite() and grad_norm.isfinite()):
+                self.fail(run, images, labels, loss.item(), grad_norm.item())
+            self.optimizer.step()
+
+            progress.count(loss.item(), (logits.argmax(1) == labels).sum().item(), len(labels))
+            if progress.step % self.log_every == 0:
+                means = {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen}
+                norm = grad_norm.item()
+                bar.set_postfix(loss=f"{means['loss']:.4f}", acc=f"{means['accuracy']:.1%}")
+                run.log("train", step=progress.step, epoch=progress.epoch + 1, **means, lr=rate, grad_norm=norm)
+                run.plot(progress.step, GradientNorm=norm)
+                run.update_status(epoch=progress.epoch + 1, step=progress.step, metrics=means)
+
+    def end_epoch(self, run: Run, val_loss: float, val_accuracy: float, seconds: float) -> None:
+        """Write down what the epoch gave, take the schedule one step on, save."""
+        progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
+        train_loss, train_accuracy = progress.loss_sum / progress.seen, progress.correct / progress.seen
+        self.scheduler.step()
+        is_best = progress.end_epoch(val_accuracy)
+
+        metrics = {
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+        run.log("epoch", step=progress.step, epoch=progress.epoch, **metrics, lr=rate, seconds=seconds, best=is_best)
+        run.plot(progress.step, LearningRate=rate, Loss__train=train_loss, Loss__val=val_loss)
+        run.plot(progress.step, Accuracy__train=train_accuracy, Accuracy__val=val_accuracy)
+        # The best one first: if this is killed between the two, the epoch is repeated and gives the same again.
+        if is_best:
+            ckpt.save_checkpoint(self.checkpoint(), ckpt.BEST)
+        ckpt.save_checkpoint(self.checkpoint(), ckpt.LAST)
+        run.update_status(epoch=progress.epoch, step=progress.step, metrics=metrics)
+        print(
+            f"Epoch {progress.epoch}/{self.epochs}  train loss {train_loss:.4f} acc {train_accuracy:.2%}  "
+            f"val loss {val_loss:.4f} acc {val_accuracy:.2%}  lr {rate:.6f}  ({seconds:.1f} s)"
+            + ("  saved best" if is_best else ""),
+            flush=True,
+        )
+
+    def fail(self, run: Run, images: Tensor, labels: Tensor, loss: float, grad_norm: float) -> NoReturn:
+        """Save the batch and the state that it met, before they could spoil the weights, and give up.
+
+        Raises:
+            TrainingFailedError: always.
+        """
+        path = run.folder / "nonfinite.pt"
+        batch = {"images": images, "labels": labels, "loss": loss, "grad_norm": grad_norm}
+        ckpt.save_checkpoint(self.checkpoint() | batch, path)
+        raise TrainingFailedError(
+            f"loss {loss} with gradient norm {grad_norm} in epoch {self.progress.epoch + 1}, "
+            f"batch {self.progress.batch + 1}; the batch and the state before it are in {path}; "
+            "a lower learning_rate may help"
+        )
+
+
+def main() -> int:
+    """Run the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of continuing")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.set)
+
+    saved = None
+    if ckpt.LAST.exists() and not arguments.fresh:
+        saved = ckpt.load_checkpoint(ckpt.LAST)
+        ckpt.check_same_config(saved, config)
+        reason = Progress(**saved["progress"]).why_finished(config.epochs, config.patience)
+        if reason:
+            print(f"{reason} already; raise epochs or patience to go on, or start anew with --fresh")
+            return EXIT_DONE
+
+    device = pick_device(config.device)
+    print(f"Using device: {device}")
+    trainer = Trainer(config, device)
+    config.check_all_read()
+    if saved:
+        trainer.restore(saved)
+        progress = trainer.progress
+        print(f"Continuing {trainer.run_id} at epoch {progress.epoch + 1}, batch {progress.batch + 1}")
+    elif folder := ckpt.archive_checkpoints():
+        print(f"Moved the earlier checkpoints to {folder}")
+    return train(trainer)
+
+
+def train(trainer: Trainer) -> int:
+    """Train under the eyes of a Run; the exit code."""
+    progress, config = trainer.progress, trainer.config
+    parameter_count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    print(f"{parameter_count:,} parameters, {len(trainer.train_loader.dataset):,} training and ", end="")
+    print(f"{len(trainer.val_loader.dataset):,} validation images; metrics in runs/{trainer.run_id}", flush=True)
+    write_config(config, ckpt.CONFIG)
+    total_steps = config.epochs * len(trainer.train_loader)
+    with Run(trainer.run_id, config, progress=progress, total_steps=total_steps) as run, GracefulStop() as stop:
+        try:
+            trainer.fit(run, stop)
+        except StopRequestedError:
+            run.update_status(state="interrupted", message=f"saved {ckpt.LAST}; the same command continues")
+            print(f"Interrupted and saved: {ckpt.LAST}. The same command continues.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        reason = progress.why_finished(trainer.epochs, trainer.patience)
+        run.update_status(state="done" if progress.epoch >= trainer.epochs else "stopped_early", message=reason)
+    print(f"{reason}! Best val acc: {progress.best_accuracy:.2%} (epoch {progress.best_epoch}, {ckpt.BEST})")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

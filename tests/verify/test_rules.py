@@ -1,0 +1,88 @@
+"""Every rule finds the bug that is planted for it, and lets the healthy look-alikes pass."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.verify import planted
+from tests.verify.planted import CLASSES, FROZEN_ON_PURPOSE, HEALTHY, PLANTED, WARNINGS
+from verify.probe import ModelProbe
+from verify.report import Check, Status
+from verify.rules import all_rules, select_rules
+from verify.spec import Spec
+from verify.targets import Target
+from verify.worker import CountingOutput, apply
+
+NOT_PLANTED_HERE = {"MOD103"}  # needs an expectation, see test_parameter_count
+MODELS = Path(planted.__file__)
+
+
+def check(model: type[nn.Module], **spec: object) -> list[Check]:
+    """Every check of the catalogue on a model class, in this process."""
+    torch.manual_seed(0)
+    output = CountingOutput()
+    settings = Spec(model=model.__name__, num_classes=CLASSES, input_size=[3, 16, 16], **spec)
+    probe = ModelProbe(Target(model.__name__, model), settings, torch.device("cpu"), 30.0, lambda: output.lines)
+    reported: dict[str, str] = {}
+    with contextlib.redirect_stdout(output):
+        return [made for rule in select_rules([], []) for made in apply(rule, probe, reported)]
+
+
+def codes(checks: list[Check], *statuses: Status) -> set[str]:
+    return {made.code for made in checks if made.status in statuses}
+
+
+@pytest.mark.parametrize(("model", "code"), PLANTED, ids=lambda value: getattr(value, "__name__", value))
+def test_planted_bug_is_found(model: type[nn.Module], code: str) -> None:
+    checks = check(model)
+    expected = Status.WARN if model.__name__ in WARNINGS else Status.FAIL
+    assert code in codes(checks, expected), [c for c in checks if c.status not in (Status.PASS, Status.SKIP)]
+    assert not codes(checks, Status.ERROR)
+
+
+@pytest.mark.parametrize("model", HEALTHY, ids=lambda model: model.__name__)
+def test_healthy_model_is_silent(model: type[nn.Module]) -> None:
+    problems = [c for c in check(model) if c.status not in (Status.PASS, Status.SKIP)]
+    assert not problems
+
+
+@pytest.mark.parametrize(("model", "pattern"), FROZEN_ON_PURPOSE.items(), ids=lambda value: getattr(value, "__name__", value))
+def test_frozen_on_purpose_is_at_most_a_warning(model: type[nn.Module], pattern: str) -> None:
+    checks = check(model)
+    assert codes(checks, Status.FAIL, Status.ERROR) == set()
+    assert codes(checks, Status.WARN) == {"GRD303"}
+    assert codes(check(model, frozen=[pattern]), Status.WARN, Status.FAIL) == set()
+
+
+def test_every_rule_has_a_planted_bug() -> None:
+    assert {code for _, code in PLANTED} | NOT_PLANTED_HERE == set(all_rules())
+
+
+@pytest.mark.parametrize(
+    ("expected", "status"),
+    [("1485", Status.PASS), ("1,485", Status.PASS), ("1.5k", Status.PASS), ("1486", Status.FAIL), ("1.6k", Status.FAIL)],
+)
+def test_parameter_count(expected: str, status: Status) -> None:
+    (count,) = [c for c in check(planted.Base, expect_params=expected) if c.code == "MOD103"]
+    assert count.status is status
+    assert "1,485" in count.measured
+
+
+def test_one_mistake_is_reported_once() -> None:
+    """A forward that raises stands in the way of every rule, and is not a failure of each of them."""
+
+    class Broken(planted.Base):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyError("missing")
+
+    checks = check(Broken)
+    assert codes(checks, Status.FAIL) == {"MOD102"}
+    (failed,) = [c for c in checks if c.status is Status.FAIL]
+    assert "KeyError" in failed.measured
+    assert "test_rules.py" in failed.location
+    assert len(codes(checks, Status.SKIP)) > 10

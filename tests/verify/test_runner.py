@@ -1,0 +1,299 @@
+"""The isolated process: whatever the model's code does, there is a report, in time, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import psutil
+import pytest
+
+HOSTILE = """
+import os, sys, time, torch
+from torch import nn
+
+class Healthy(nn.Module):
+    def __init__(self, num_classes=10, width=8):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+        self.head = nn.Linear(width * 16, num_classes)
+    def forward(self, x):
+        return self.head(nn.functional.adaptive_avg_pool2d(self.conv(x).relu(), 4).flatten(1))
+
+class Hangs(Healthy):
+    def forward(self, x):
+        while True:
+            time.sleep(0.1)
+
+class Exits(Healthy):
+    def forward(self, x):
+        sys.exit(0)
+
+class ExitsHard(Healthy):
+    def forward(self, x):
+        os._exit(0)
+
+class Crashes(Healthy):
+    def forward(self, x):
+        os.kill(os.getpid(), 11)
+
+class EatsMemory(Healthy):
+    def forward(self, x):
+        self.kept = []
+        while True:
+            self.kept.append(torch.ones(2**24))
+
+class PrintsMegabytes(Healthy):
+    def forward(self, x):
+        print("x" * 10_000_000)
+        sys.stdout.flush()
+        os.write(1, b"raw bytes")
+        return super().forward(x)
+
+class ReadsInput(Healthy):
+    def forward(self, x):
+        input("name? ")
+        return super().forward(x)
+
+class LeavesChild(Healthy):
+    def __init__(self):
+        super().__init__()
+        if os.fork() == 0:
+            open("child.pid", "w").write(str(os.getpid()))
+            time.sleep(600)
+
+class NeedsDepth(Healthy):
+    def __init__(self, depth):
+        super().__init__(width=depth)
+
+class Frozen(Healthy):
+    def __init__(self):
+        super().__init__()
+        self.conv.requires_grad_(False)
+
+def make(num_classes):
+    return Healthy(num_classes)
+
+ready = Healthy()
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("some project")
+    (folder / "net.py").write_text(HOSTILE)
+    (folder / "pkg").mkdir()
+    (folder / "pkg" / "__init__.py").write_text("")
+    (folder / "pkg" / "model.py").write_text("from net import Healthy\n")
+    (folder / "broken.py").write_text("x = (\n")
+    (folder / "needs.py").write_text("import not_installed_anywhere\n")
+    # A project may well have modules of these names; they must not shadow ours.
+    for name in ("report", "verify", "kit", "spec"):
+        (folder / f"{name}.py").write_text("raise RuntimeError('shadowed')\n")
+    return folder
+
+
+def kit(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "kit", *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def verify_json(folder: Path, target: str, *arguments: str) -> tuple[int, dict]:
+    result = kit(folder, "verify", "--model", target, "--format", "json", *arguments)
+    assert "Traceback" not in result.stderr
+    return result.returncode, json.loads(result.stdout)
+
+
+def statuses(report: dict) -> dict[str, str]:
+    return {check["code"]: check["status"] for check in report["checks"]}
+
+
+QUICK = ("--select", "MOD101,MOD102,MOD103", "--input-size", "3,16,16")
+
+
+@pytest.mark.parametrize(
+    ("target", "phrase"),
+    [
+        ("net.py:Hangs", "no answer within 6 s"),
+        ("net.py:Exits", "sys.exit(0)"),
+        ("net.py:ExitsHard", "ended the process"),
+        ("net.py:Crashes", "SIGSEGV"),
+    ],
+)
+def test_hostile_model_is_an_error(folder: Path, target: str, phrase: str) -> None:
+    code, report = verify_json(folder, target, *QUICK, "--timeout", "6")
+    assert code == 2
+    assert report["passed"] is False
+    assert statuses(report)["MOD101"] == "pass"
+    assert statuses(report)["MOD102"] == "error"
+    assert phrase in next(c["message"] for c in report["checks"] if c["code"] == "MOD102")
+
+
+def test_memory_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from verify import runner
+    from verify.spec import Spec
+
+    monkeypatch.setattr(runner, "_memory_limit", lambda: 2 * 2**30)
+    spec = Spec(model="net.py:EatsMemory", input_size=[3, 16, 16], select=["MOD101", "MOD102"])
+    report = runner.verify_model(spec, folder=folder, timeout=60)
+    assert report.exit_code == 2
+    assert "used more than 2.0 GiB of memory" in report.checks[-1].message
+
+
+def test_output_of_the_model_never_reaches_ours(folder: Path) -> None:
+    code, report = verify_json(folder, "net.py:PrintsMegabytes", "--select", "MOD101,MOD102,MOD113", "--input-size", "3,16,16")
+    assert code == 0
+    assert statuses(report)["MOD113"] == "warn"
+
+
+def test_standard_input_is_empty(folder: Path) -> None:
+    code, report = verify_json(folder, "net.py:ReadsInput", *QUICK)
+    assert code == 1
+    assert "EOFError" in next(c["measured"] for c in report["checks"] if c["code"] == "MOD102")
+
+
+def test_processes_of_the_model_are_ended(folder: Path) -> None:
+    code, _ = verify_json(folder, "net.py:LeavesChild", *QUICK)
+    assert code == 0
+    pid = int((folder / "child.pid").read_text())
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "a process of the model outlived the verifier"
+        time.sleep(0.05)
+
+
+def test_nothing_is_left_in_the_project(folder: Path) -> None:
+    verify_json(folder, "net.py:Healthy", *QUICK)
+    assert not list(folder.rglob("__pycache__"))
+
+
+@pytest.mark.parametrize(
+    "target", ["net.py:Healthy", "net:Healthy", "pkg.model:Healthy", "pkg/model.py:Healthy", "net.py:make", "net.py:ready"]
+)
+def test_targets(folder: Path, target: str) -> None:
+    code, report = verify_json(folder, target, *QUICK, "--expect-params", "1514")
+    assert (code, report["target"]) == (0, target)
+    assert set(report) == {"schema", "passed", "target", "device", "torch", "seconds", "checks"}
+    keys = {"code", "name", "status", "measured", "expected", "message", "hint", "location", "seconds"}
+    assert all(set(check) == keys for check in report["checks"])
+
+
+def test_number_of_classes_reaches_the_constructor(folder: Path) -> None:
+    code, report = verify_json(folder, "net.py:make", *QUICK, "--num-classes", "7")
+    assert code == 0
+    assert "(2, 7)" in next(c["measured"] for c in report["checks"] if c["code"] == "MOD102")
+
+
+def test_kwargs(folder: Path) -> None:
+    code, _ = verify_json(folder, "net.py:NeedsDepth", *QUICK, "--kwargs", "depth=16", "--expect-params", "3018")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrase"),
+    [
+        (["--model", "net.py:Nothing"], "net.py has no 'Nothing'"),
+        (["--model", "nowhere.py:Net"], "nowhere.py does not exist"),
+        (["--model", "nowhere.at.all:Net"], "no module 'nowhere.at.all'"),
+        (["--model", "broken.py:Net"], "broken.py:1 raises SyntaxError"),
+        (["--model", "needs.py:Net"], "No module named 'not_installed_anywhere'"),
+        (["--model", "net.py:number"], "a target must be a class"),
+        (["--model", "net.py"], "does not say which model"),
+        (["--model", "net.py:NeedsDepth"], "'depth'"),
+        (["--model", "net.py:Healthy", "--kwargs", "widht=3"], "did you mean 'width'?"),
+        (["--model", "cnnn"], "did you mean 'cnn'?"),
+        (["--model", "cnn", "--expect-params", "many"], "is not a number"),
+        (["--model", "cnn", "--tolerance", "1%"], "a tolerance needs"),
+        (["--model", "cnn", "--input-size", "3,a,b"], "must be numbers"),
+        (["--model", "cnn", "--kwargs", "width"], "must look like key=value"),
+        (["--model", "cnn", "--select", "XYZ"], "no rule has a code"),
+        (["--model", "cnn", "--device", "cuda"], "PyTorch sees no GPU"),
+        (["--model", "cnn", "--require-gpu", "--device", "cpu"], "a GPU is required"),
+        (["--model", "cnn", "-o", "no/such/folder.txt"], "its folder does not exist"),
+        (["--project", "nowhere"], "does not exist"),
+        ([], "verify.yaml does not exist"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(folder: Path, arguments: list[str], phrase: str) -> None:
+    result = kit(folder, "verify", *arguments, CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 2
+    assert phrase in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_unusable_target_is_still_json(folder: Path) -> None:
+    code, report = verify_json(folder, "net.py:Nothing")
+    assert code == 2
+    assert report["passed"] is False
+    assert statuses(report) == {"MOD101": "error"}
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase"),
+    [
+        ("model: [unclosed", "verify.yaml:1 is not valid YAML"),
+        ("- a\n- b\n", "must be a list of keys"),
+        ("modle: cnn\n", "unknown key 'modle'; did you mean 'model'?"),
+        ("model: cnn\nnum_classes: many\n", "num_classes"),
+        ("model: cnn\nexpect_params: lots\n", "is not a number"),
+        ("num_classes: 10\n", "names no model"),
+        ("", "must be a list of keys"),
+    ],
+)
+def test_broken_spec_is_one_line(tmp_path: Path, text: str, phrase: str) -> None:
+    (tmp_path / "verify.yaml").write_text(text)
+    result = kit(tmp_path, "verify")
+    assert result.returncode == 2
+    assert phrase in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_spec_of_a_project(folder: Path, tmp_path: Path) -> None:
+    """The spec is read from the project, and the command line wins over it."""
+    (tmp_path / "net.py").write_text(HOSTILE)
+    (tmp_path / "verify.yaml").write_text(
+        "model: net.py:Healthy\ninput_size: [3, 16, 16]\nexpect_params: 1514\nselect: [MOD101, MOD102, MOD103]\n"
+    )
+    assert kit(tmp_path, "verify").returncode == 0
+    assert kit(folder, "verify", "--project", str(tmp_path)).returncode == 0
+    assert kit(tmp_path, "verify", "--expect-params", "1515").returncode == 1
+
+
+def test_formats(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    result = kit(
+        folder, "verify", "--model", "net.py:Frozen", "--select", "MOD101,MOD102,GRD303", "--input-size", "3,16,16", "--format", "junit", "-o", str(report)
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (1, "")
+    suite = ElementTree.parse(report).getroot()[0]
+    assert suite.attrib["tests"] == "3"
+    assert suite.attrib["failures"] == "1"
+    (failure,) = suite.iter("failure")
+    assert "frozen" in failure.attrib["message"]
+
+    text = kit(folder, "verify", "--model", "net.py:Frozen", *QUICK).stdout
+    assert "passed" in text.splitlines()[0]
+    assert "\x1b" not in text
+
+
+def test_failure_shows_both_numbers(folder: Path) -> None:
+    result = kit(folder, "verify", "--model", "cnn", "--expect-params", "1234858", "--select", "MOD103")
+    assert result.returncode == 1
+    assert "1,147,914" in result.stdout
+    assert "1,234,858" in result.stdout
+
+
+def test_reference_model_passes_every_rule(folder: Path) -> None:
+    code, report = verify_json(folder, "cnn", "--expect-params", "1147914")
+    assert code == 0
+    assert set(statuses(report).values()) == {"pass"}
+    assert {check["code"] for check in report["checks"]} >= {"MOD103", "GRD301", "TRN402"}

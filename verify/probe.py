@@ -1,0 +1,883 @@
+"""Measures a model: each property once, when a rule first asks for it.
+
+Everything here runs in the isolated child process (see runner.py). The user's code is only ever called inside `user_code`, so that
+what it raises is told apart from a mistake of ours. Rules never call the model themselves; they judge what is measured here.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parameter import UninitializedTensorMixin
+
+from verify.faults import ModelRaisedError, class_location, user_code
+from verify.shapes import meta_forward, plain_sizes
+from verify.spec import Spec
+from verify.targets import Target, TargetError
+
+# Who reports what the model's code raises.
+BUILD_RULE, FORWARD_RULE, TRAINING_RULE = "MOD101", "MOD102", "GRD301"
+SHAPE_BATCHES = (1, 2, 5)
+EVAL_BATCH = 4
+IMAGE_SEED, DIRECTION_SEED = 7_000_000, 9_000_000
+SMALL_IMAGE = 3 * 64 * 64
+SMALL_IMAGE_BATCH, LARGE_IMAGE_BATCH = 8, 4
+GUESSED_SIDES = (32, 224, 28, 64, 96, 128, 299, 384)
+# Memorising a handful of images took healthy networks 3 to 34 steps at 1e-3; the other rates are for those that need them.
+LEARNING_RATES = (1e-3, 1e-2, 1e-4)
+DEFAULT_TRAIN_STEPS = 100
+# Finite differences in float64: two steps apart by 100x, which must agree before they are believed.
+DIFFERENCE_STEPS = (1e-6, 1e-4)
+DIFFERENCE_TOLERANCE = 0.01
+# What that comparison costs, in forward passes in float32.
+COMPARISON_COST = 25
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+class UnavailableError(Exception):
+    """Something that another rule reports already stands in the way of this one; the text says which."""
+
+
+@dataclass(kw_only=True)
+class Rehearsal:
+    """What happened while a copy of the model memorised a small batch.
+
+    Attributes:
+        learning_rate: Adam's.
+        blind_loss: the lowest loss that a model can reach without looking at its input, in nats.
+        initial_loss: cross entropy of the untrained model, in nats.
+        first_logits: (B, C), of the untrained model in train mode.
+        losses: one a step.
+        accuracy: share of the batch that is right at the end, 0 to 1.
+        memorised: every image right, and the loss at most half of `blind_loss`.
+        out_of_time: ended by the time budget, not by the number of steps.
+        non_finite: what was not finite, and at which step; empty if all was.
+        reached: names of parameters that had a gradient other than None at some step.
+        moved: names of parameters that had a non-zero gradient at some step.
+    """
+
+    learning_rate: float
+    blind_loss: float
+    initial_loss: float = math.nan
+    first_logits: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    losses: list[float] = field(default_factory=list)
+    accuracy: float = 0.0
+    memorised: bool = False
+    out_of_time: bool = False
+    non_finite: str = ""
+    reached: set[str] = field(default_factory=set)
+    moved: set[str] = field(default_factory=set)
+
+    def note_outputs(self, loss: float, logits: Tensor, labels: Tensor, step: int) -> None:
+        """Record the mean loss and the logits (B, C) of a step."""
+        if step == 1:
+            self.initial_loss, self.first_logits = loss, logits
+        self.losses.append(loss)
+        if not math.isfinite(loss):
+            self.non_finite = f"loss at step {step}"
+        self.accuracy = (_predicted(logits) == labels).float().mean().item()
+        self.memorised = self.accuracy == 1.0 and loss <= self.blind_loss / 2
+
+    def note_gradients(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        """Record which parameters have a gradient, and whether all of them are finite."""
+        for name, p in parameters.items():
+            if p.grad is None:
+                continue
+            self.reached.add(name)
+            largest = p.grad.abs().max().item()
+            if largest > 0:
+                self.moved.add(name)
+            if not math.isfinite(largest) and not self.non_finite:
+                self.non_finite = f"gradient of {name} at step {step}"
+
+
+@dataclass(frozen=True)
+class EvalRun:
+    """What a few forward passes in eval mode showed. `x` is (B, *input_size), `logits` (B, C).
+
+    Attributes:
+        own_gradient: largest |d logits[0] / d x[0]|.
+        leaked_gradient: largest |d logits[0] / d x[1:]|, exactly 0 for a model that keeps samples apart.
+        leaked_change: largest change of logits[0] when the other samples are replaced, relative to the largest |logit|.
+        mixing_module: the first module whose output for sample 0 changed with the others.
+        repeat_change: largest difference between two passes over the same batch.
+        input_change: largest |logits of one batch - logits of another|.
+        changed_state: floating point parameters and buffers that the passes changed.
+        input_modified: whether forward wrote into its input.
+        training_modules: modules still in train mode after `eval()`.
+        seconds: one forward pass, wall time.
+    """
+
+    logits: Tensor
+    own_gradient: float
+    leaked_gradient: float
+    leaked_change: float
+    mixing_module: str
+    repeat_change: float
+    input_change: float
+    changed_state: list[str]
+    input_modified: bool
+    training_modules: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GradientComparison:
+    """Autograd against finite differences. `wrong` names the parameters where they disagree, `straight_through` those
+    where only autograd sees a slope (a rounding with a straight-through estimator, say)."""
+
+    autograd: float
+    difference: float
+    wrong: list[str]
+    straight_through: list[str]
+    reason_skipped: str = ""
+
+
+class ModelProbe:
+    """A model under test.
+
+    Args:
+        target: builds the model.
+        spec: what it must be.
+        device: where everything but shapes is computed.
+        time_budget: seconds that memorising a batch may take when no number of steps was asked for.
+        printed_lines: how many lines the user's code has printed so far.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        spec: Spec,
+        device: torch.device,
+        time_budget: float = 15.0,
+        printed_lines: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.target = target
+        self.spec = spec
+        self.device = device
+        self.time_budget = time_budget
+        self.printed_lines = printed_lines
+        self.notes: list[str] = list(target.notes)
+
+    # -- building ----------------------------------------------------------------------------------------------
+
+    def build(self, seed: int) -> nn.Module:
+        """A new model with all parameters there, on the device, initialised under `seed`."""
+        model = self._build(seed).to(self.device)
+        if any(isinstance(p, UninitializedTensorMixin) for p in [*model.parameters(), *model.buffers()]):
+            with torch.no_grad(), user_code("in the forward pass that initialises lazy layers", FORWARD_RULE):
+                model.eval()(self.images(2))
+        return model.train()
+
+    def _build(self, seed: int) -> nn.Module:
+        seed_everything(seed)
+        with user_code("while it was built", BUILD_RULE):
+            model = self.target.build()
+        if not isinstance(model, nn.Module):
+            raise TargetError(f"{self.target.name} gives a {type(model).__name__}, which is no torch.nn.Module")
+        return model
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model as built, seed 0. Nothing trains it."""
+        return self.build(0)
+
+    @cached_property
+    def other_build(self) -> nn.Module:
+        """The same model built under another seed."""
+        return self.build(1)
+
+    @cached_property
+    def meta_model(self) -> nn.Module | None:
+        """The model without memory, for shapes and counts; None where its constructor needs real numbers."""
+        try:
+            with torch.device("meta"), plain_sizes():
+                model = self._build(0)
+        except ModelRaisedError:
+            return None
+        tensors = [*model.parameters(), *model.buffers()]
+        if any(isinstance(t, UninitializedTensorMixin) or t.device.type != "meta" for t in tensors):
+            return None
+        return model.eval()
+
+    def copy_of_model(self) -> nn.Module:
+        """An untrained copy that may be trained; built anew where a copy cannot be made."""
+        try:
+            return copy.deepcopy(self.model)
+        except Exception:
+            return self.build(0)
+
+    # -- parameters --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def parameter_counts(self) -> tuple[int, int]:
+        """(all, trainable) parameters; a shared one counts once, buffers do not count."""
+        parameters = list((self.meta_model or self.model).parameters())
+        return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+    @cached_property
+    def parameter_table(self) -> list[tuple[str, int]]:
+        """(name, parameters) of each direct child that has any."""
+        model = self.meta_model or self.model
+        return [(name, sum(p.numel() for p in child.parameters())) for name, child in model.named_children()]
+
+    @cached_property
+    def frozen(self) -> dict[str, bool]:
+        """Frozen parameters that the spec does not allow: name -> whether its values are random.
+
+        Values that differ between two builds come from the initialisation, so nobody will ever have trained them; values
+        that are the same in every build were loaded or are fixed on purpose, like a sinusoidal position table.
+        """
+        others = dict(self.other_build.named_parameters())
+        return {
+            name: not torch.equal(parameter, others[name])
+            for name, parameter in self.model.named_parameters()
+            if not parameter.requires_grad and not any(fnmatchcase(name, pattern) for pattern in self.spec.frozen)
+        }
+
+    def bias_of_trained_layer(self, name: str) -> bool:
+        """Whether `name` is a bias beside a weight that does get a gradient.
+
+        The gradient of a bias before a normalisation, or of attention's key bias, is zero by mathematics.
+        """
+        layer, _, leaf = name.rpartition(".")
+        if "bias" not in leaf:
+            return False
+        siblings = [p for p in self.rehearsal.moved if p.rpartition(".")[0] == layer and p != name]
+        return bool(siblings)
+
+    @cached_property
+    def unregistered(self) -> list[str]:
+        """Paths such as `blocks[0]` of layers and parameters that run but are hidden in a list, tuple or dict."""
+        model = self.model
+        registered = {id(module) for module in model.modules()} | {id(p) for p in model.parameters()}
+        hidden = [(path, item) for path, item in _hidden_items(model) if id(item) not in registered]
+        ran: set[int] = set()
+        hooks = [
+            item.register_forward_hook(lambda module, *_: ran.add(id(module)))
+            for _, item in hidden
+            if isinstance(item, nn.Module)
+        ]
+        try:
+            with torch.no_grad():
+                self.forward(model.eval(), self.images(2), "in eval mode")
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [
+            path
+            for path, item in hidden
+            if isinstance(item, nn.Parameter) or (id(item) in ran and any(True for _ in item.parameters()))
+        ]
+
+    @cached_property
+    def repeated_modules(self) -> list[str]:
+        """Modules with parameters that stand more than once in the same Sequential or ModuleList."""
+        found = []
+        for name, container in self.model.named_modules():
+            if isinstance(container, nn.Sequential | nn.ModuleList):
+                children = [child for child in container if any(True for _ in child.parameters())]
+                repeats = len(children) - len({id(child) for child in children})
+                if repeats:
+                    found.append(f"{name or 'the model'} ({repeats + 1} times the same {type(children[0]).__name__})")
+        return found
+
+    @cached_property
+    def unsaved_tensors(self) -> list[str]:
+        """Names of tensors that are neither parameter nor saved buffer."""
+        saved = set(self.model.state_dict())
+        names = [name for name, _ in self.model.named_buffers() if name not in saved]
+        for prefix, module in self.model.named_modules():
+            names += [
+                f"{prefix}.{key}".lstrip(".")
+                for key, value in vars(module).items()
+                if isinstance(value, Tensor) and value.is_floating_point()
+            ]
+        return names
+
+    @cached_property
+    def odd_momenta(self) -> list[tuple[str, float]]:
+        """(name, momentum) of batch norms whose momentum is outside 0.005 to 0.5."""
+        norms = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        return [(n, m.momentum) for n, m in norms if m.momentum is not None and not 0.005 <= m.momentum <= 0.5]
+
+    # -- inputs and outputs ------------------------------------------------------------------------------------
+
+    @cached_property
+    def input_size(self) -> tuple[int, ...]:
+        """(C, H, W): given, known, or the first of the usual sizes that the model accepts.
+
+        Raises:
+            ModelRaisedError: it accepts none of them; the error is that of the first.
+        """
+        known = self.spec.input_size or self.target.input_size
+        if known:
+            return tuple(known)
+        first_error: ModelRaisedError | None = None
+        for size in self._candidate_sizes():
+            try:
+                self._any_forward(2, size)
+            except ModelRaisedError as error:
+                first_error = first_error or error
+                continue
+            self.notes.append(f"input {'x'.join(map(str, size))} found by trial; --input-size sets another")
+            return size
+        assert first_error is not None
+        raise first_error
+
+    def _candidate_sizes(self) -> list[tuple[int, ...]]:
+        model = self.meta_model if self.meta_model is not None else self._build(0)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                return [(module.in_channels, side, side) for side in GUESSED_SIDES]
+            if isinstance(module, nn.Linear):
+                squares = [(c, s, s) for c in (1, 3) for s in GUESSED_SIDES if c * s * s == module.in_features]
+                return [*squares, (module.in_features,), *((3, s, s) for s in GUESSED_SIDES)]
+        return [(channels, side, side) for channels in (3, 1) for side in GUESSED_SIDES]
+
+    def images(self, batch: int, seed: int = 0, size: tuple[int, ...] | None = None) -> Tensor:
+        """(batch, *input_size) smooth random pictures with noise, about zero mean and unit variance.
+
+        White noise would look the same for every sample to a network that averages over space.
+        """
+        size = size or self.input_size
+        # Far from the seeds of the builds: from the same seed, weights and inputs would be correlated.
+        generator = torch.Generator().manual_seed(IMAGE_SEED + seed)
+        noise = torch.randn(batch, *size, generator=generator)
+        if len(size) != 3:
+            return noise.to(self.device)
+        coarse = torch.randn(batch, size[0], 4, 4, generator=generator)
+        return (0.8 * F.interpolate(coarse, size=size[1:], mode="bilinear") + 0.6 * noise).to(self.device)
+
+    def forward(self, model: nn.Module, x: Tensor, phase: str) -> Tensor:
+        """The logits that `model` gives for a copy of `x`."""
+        rule = TRAINING_RULE if "train" in phase else FORWARD_RULE
+        with user_code(f"in forward {phase}", rule):
+            return main_logits(model(x.clone()))
+
+    def output_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of the logits in eval mode, from the meta device where that works.
+
+        Raises:
+            ModelRaisedError: the model raises on real tensors too.
+        """
+        return self._any_forward(batch, self.input_size)
+
+    def _any_forward(self, batch: int, size: tuple[int, ...]) -> tuple[int, ...]:
+        if self.meta_model is not None:
+            try:
+                return tuple(main_logits(meta_forward(self.meta_model, (batch, *size))).shape)
+            except SystemExit:
+                pass  # say so from the real forward below, which names the phase
+            except Exception:  # code that cannot run without numbers says nothing about the model
+                pass
+        model = self.model if self._size_is_known else self._build(0).to(self.device)
+        with torch.no_grad():
+            return tuple(
+                self.forward(model.eval(), self.images(batch, size=size), f"at batch {batch}, input {_by(size)}").shape
+            )
+
+    @property
+    def _size_is_known(self) -> bool:
+        return bool(self.spec.input_size or self.target.input_size or "input_size" in self.__dict__)
+
+    @cached_property
+    def num_classes(self) -> int:
+        """How many logits the model should have: as declared, else as many as it has at batch 2.
+
+        Raises:
+            UnavailableError: the output at batch 2 is not (2, C).
+        """
+        if self.spec.num_classes or self.target.num_classes:
+            return self.spec.num_classes or self.target.num_classes or 0
+        shape = self.output_shape(2)
+        if len(shape) != 2 or shape[0] != 2:
+            raise UnavailableError("MOD102: the output is not (batch, classes)")
+        return shape[1]
+
+    # -- eval mode ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def eval_run(self) -> EvalRun:
+        """Eval mode, measured on the untrained model, or on the trained copy where the untrained one answers a constant.
+
+        Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken.
+        """
+        run = self._eval_run(self.model)
+        if run.own_gradient or not math.isfinite(run.own_gradient):
+            return run
+        trained = self.trained_model
+        return self._eval_run(trained) if trained is not None else run
+
+    def _eval_run(self, model: nn.Module) -> EvalRun:
+        model.eval()
+        training_modules = [name or "the model" for name, module in model.named_modules() if module.training]
+        before = {name: t.clone() for name, t in _float_state(model)}
+        x, others = self.images(EVAL_BATCH), self.images(EVAL_BATCH, seed=1)
+        swapped = torch.cat([x[:1], others[1:]])
+
+        leaf = x.clone().requires_grad_()
+        given = leaf.clone()
+        untouched = given.detach().clone()
+        with user_code("in forward in eval mode", FORWARD_RULE), _watch_sample(model) as first_seen:
+            seed_everything(0)
+            logits = main_logits(model(given))
+        input_modified = not torch.equal(given.detach(), untouched)
+        try:
+            gradient = _input_gradient(logits, leaf)
+        except ModelRaisedError:
+            gradient = torch.zeros_like(leaf)  # reported with the training steps; samples are still compared by value
+        logits = logits.detach()
+        with torch.no_grad():
+            with _watch_sample(model) as then_seen:
+                seed_everything(0)
+                swapped_logits = self.forward(model, swapped, "in eval mode")
+            started = time.monotonic()
+            seed_everything(1)
+            repeated = self.forward(model, x, "in eval mode")
+            seconds = time.monotonic() - started
+            seed_everything(0)
+            other_logits = self.forward(model, others, "in eval mode")
+        scale = logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)
+        leaked_change = ((swapped_logits[:1] - logits[:1]).abs().max() / scale).item()
+        return EvalRun(
+            logits=logits,
+            own_gradient=gradient[:1].abs().max().item(),
+            leaked_gradient=gradient[1:].abs().max().item(),
+            leaked_change=leaked_change,
+            mixing_module=self._first_mixing(model, first_seen, then_seen),
+            repeat_change=_max_difference(repeated, logits),
+            input_change=_max_difference(other_logits, logits),
+            changed_state=[name for name, t in _float_state(model) if not _same(t, before[name])],
+            input_modified=input_modified,
+            training_modules=training_modules,
+            seconds=seconds,
+        )
+
+    def _first_mixing(self, model: nn.Module, first: dict[str, _Seen], then: dict[str, _Seen]) -> str:
+        for name, seen in first.items():
+            if name not in then or _same(seen.output, then[name].output):
+                continue
+            mixed_before = not _same(seen.input, then[name].input)
+            return self.describe(model, name.rpartition(".")[0] if mixed_before else name)
+        return self.describe(model, "")
+
+    def describe(self, model: nn.Module, name: str) -> str:
+        """`features.3 (BatchNorm2d)`, or `file:line Net.forward` for a module of the user's own."""
+        module = model.get_submodule(name)
+        place = class_location(type(module))
+        own = f"{place} {type(module).__name__}.forward".strip() if place else type(module).__name__
+        return f"{name} ({own})" if name else own
+
+    # -- training ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def rehearsal(self) -> Rehearsal:
+        """A copy of the model memorises a small batch with our own Adam; the rate that gets furthest is kept.
+
+        The initial loss, and which parameters ever had a gradient, are the same question at every rate.
+        """
+        attempts: list[tuple[Rehearsal, nn.Module]] = []
+        started = time.monotonic()
+        for rate in LEARNING_RATES:
+            attempt, model = self._rehearse(rate, started)
+            if attempts:
+                attempt.initial_loss, attempt.first_logits = attempts[0][0].initial_loss, attempts[0][0].first_logits
+                attempt.reached |= attempts[-1][0].reached
+                attempt.moved |= attempts[-1][0].moved
+            attempts.append((attempt, model))
+            if attempt.memorised or attempt.out_of_time or len(attempt.losses) == 1:
+                break
+        best, self._trained = max(attempts, key=lambda pair: (not pair[0].non_finite, -pair[0].losses[-1]))
+        best.reached, best.moved = attempts[-1][0].reached, attempts[-1][0].moved
+        return best
+
+    @property
+    def trained_model(self) -> nn.Module | None:
+        """The copy that memorised a batch; None if its numbers are not finite or it cannot be trained."""
+        try:
+            return None if self.rehearsal.non_finite else self._trained
+        except (ModelRaisedError, UnavailableError):
+            return None
+
+    def labels(self, batch: int) -> Tensor:
+        """(batch,) class indices, as different from each other as possible."""
+        return (torch.arange(batch) % max(self.num_classes, 2)).to(self.device)
+
+    def _rehearse(self, rate: float, started: float) -> tuple[Rehearsal, nn.Module]:
+        batch = SMALL_IMAGE_BATCH if math.prod(self.input_size) <= SMALL_IMAGE else LARGE_IMAGE_BATCH
+        x, labels = self.images(batch), self.labels(batch)
+        model = without_dropout(self.copy_of_model().train())
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        adam = Adam(parameters.values(), rate)
+        result = Rehearsal(learning_rate=rate, blind_loss=_entropy(labels))
+        seed_everything(0)
+        for step in range(1, (self.spec.train_steps or DEFAULT_TRAIN_STEPS) + 1):
+            with user_code(f"in forward in train mode, step {step}", TRAINING_RULE):
+                outputs = all_logits(model(x.clone()), batch, self.num_classes)
+            loss = sum_of_losses(outputs, labels)
+            result.note_outputs(loss.item() / len(outputs), outputs[0].detach(), labels, step)
+            if result.non_finite or not loss.requires_grad:
+                break
+            with user_code(f"in backward, step {step}", TRAINING_RULE):
+                loss.backward()
+            result.note_gradients(parameters, step)
+            enough_seen = step >= 5 or len(result.moved) == len(parameters)
+            result.out_of_time = step >= 3 and self._is_over_budget(started)
+            if result.non_finite or (result.memorised and enough_seen) or result.out_of_time:
+                break
+            adam.step()
+        return result, model
+
+    def _is_over_budget(self, started: float) -> bool:
+        return self.spec.train_steps is None and time.monotonic() - started > self.time_budget
+
+    @cached_property
+    def ran_modules(self) -> set[str]:
+        """Names of the modules that a forward pass in train mode calls."""
+        model = self.copy_of_model().train()
+        ran: set[str] = set()
+        for name, module in model.named_modules():
+            module.register_forward_hook(lambda *_, name=name: ran.add(name))
+        with torch.no_grad():
+            self.forward(model, self.images(2), "in train mode")
+        return ran
+
+    @cached_property
+    def round_trip(self) -> tuple[str, float]:
+        """Save, load into another build, compare: (what went wrong, largest difference of the logits in eval mode)."""
+        source = self.trained_model or self.model
+        file = io.BytesIO()
+        with user_code("in state_dict", "MOD106"):
+            torch.save(source.state_dict(), file)
+        file.seek(0)
+        try:
+            state = torch.load(file, weights_only=True, map_location=self.device)
+        except Exception as error:
+            return f"torch.load(weights_only=True) refuses it: {str(error).splitlines()[0]}", math.inf
+        _ = self.frozen  # compares the two builds, and the next lines make them equal
+        fresh = self.other_build
+        try:
+            fresh.load_state_dict(state)
+        except Exception as error:
+            return f"load_state_dict raises {type(error).__name__}: {' '.join(str(error).split())[:200]}", math.inf
+        x = self.images(EVAL_BATCH)
+        with torch.no_grad():
+            seed_everything(0)
+            expected = self.forward(source.eval(), x, "in eval mode")
+            seed_everything(0)
+            loaded = self.forward(fresh.eval(), x, "in eval mode")
+        return "", _max_difference(expected, loaded)
+
+    # -- gradient against finite difference ---------------------------------------------------------------------
+
+    @cached_property
+    def gradient_comparison(self) -> GradientComparison:
+        """The slope of the loss along random directions: what autograd says, and what moving there does."""
+        if COMPARISON_COST * self.eval_run.seconds > self.time_budget:
+            return GradientComparison(0, 0, [], [], "one forward pass takes too long for it")
+        try:
+            slope = _Slope(self)
+        except ModelRaisedError as error:
+            return GradientComparison(0, 0, [], [], f"the model does not run in float64 ({error.summary})")
+        if slope.custom_functions:
+            return GradientComparison(0, 0, [], [], "the model defines its own backward pass, which may differ on purpose")
+        names = list(slope.parameters)
+        conclusive = False
+        for seed in (0, 1):
+            autograd, difference, agreed = slope.compare(names, seed)
+            if agreed and _close(autograd, difference):
+                return GradientComparison(autograd, difference, [], [])
+            conclusive = conclusive or agreed
+        if not conclusive:
+            return GradientComparison(0, 0, [], [], "finite differences are too noisy on this model")
+        return self._disagreement(slope, names)
+
+    def _disagreement(self, slope: _Slope, names: list[str]) -> GradientComparison:
+        wrong, straight_through = [], []
+        worst = (0.0, 0.0)
+        for name in names:
+            autograd, difference, agreed = slope.compare([name], 2)
+            if not agreed or _close(autograd, difference):
+                continue
+            if abs(difference) < 1e-3 * abs(autograd):
+                straight_through.append(name)
+                continue
+            wrong.append(name)
+            worst = max(worst, (autograd, difference), key=lambda pair: abs(pair[0] - pair[1]))
+        return GradientComparison(*worst, wrong, straight_through)
+
+
+class _Slope:
+    """The loss of a float64 copy of the model as a function of its parameters; randomness and buffers are held still."""
+
+    def __init__(self, probe: ModelProbe) -> None:
+        self.model = without_dropout(probe.copy_of_model().train()).double()
+        self.x = probe.images(EVAL_BATCH).double()
+        self.labels = probe.labels(EVAL_BATCH)
+        self.classes = probe.num_classes
+        self.buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+        self.parameters = {
+            name: p.detach().clone().requires_grad_() for name, p in self.model.named_parameters() if p.requires_grad
+        }
+        loss = self.loss(self.parameters)
+        self.custom_functions = _has_custom_function(loss)
+        gradients: Iterable[Tensor | None] = [None] * len(self.parameters)
+        if loss.requires_grad and not self.custom_functions:
+            with user_code("in backward, in float64", "GRD304"):
+                gradients = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        self.gradients = dict(zip(self.parameters, gradients, strict=True))
+
+    def loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        seed_everything(0)
+        state = {**parameters, **{name: b.clone() for name, b in self.buffers.items()}}
+        with user_code("in forward in train mode, in float64", "GRD304"):
+            output = torch.func.functional_call(self.model, state, (self.x.clone(),))
+        return sum_of_losses(all_logits(output, len(self.x), self.classes), self.labels)
+
+    def compare(self, names: list[str], seed: int) -> tuple[float, float, bool]:
+        """(autograd, finite difference, whether two step sizes agree) along a random direction in `names`."""
+        generator = torch.Generator().manual_seed(DIRECTION_SEED + seed)
+        direction = {}
+        for name in names:
+            p = self.parameters[name]
+            unit = torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
+            direction[name] = unit * (p.detach().norm().clamp_min(1.0) / unit.norm())
+        products = ((self.gradients[n], direction[n]) for n in names)
+        autograd = sum((g * d).sum().item() for g, d in products if g is not None)
+        near, far = (self._difference(direction, step) for step in DIFFERENCE_STEPS)
+        return autograd, near, _close(near, far)
+
+    def _difference(self, direction: Mapping[str, Tensor], step: float) -> float:
+        def at(offset: float) -> float:
+            moved = {n: self.parameters[n] + offset * d for n, d in direction.items()}
+            return self.loss({**self.parameters, **moved}).item()
+
+        with torch.no_grad():
+            return (at(step) - at(-step)) / (2 * step)
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015, algorithm 1), here because constructing any of torch.optim's imports the compiler: 1 s."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        self.parameters = list(parameters)
+        self.learning_rate = learning_rate
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient, and clear the gradients."""
+        self.steps += 1
+        beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+        correction1, correction2 = 1 - beta1**self.steps, 1 - beta2**self.steps
+        for p, (mean, square) in zip(self.parameters, self.moments, strict=True):
+            if p.grad is None:
+                continue
+            mean.lerp_(p.grad, 1 - beta1)
+            square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            denominator = (square / correction2).sqrt_().add_(epsilon)
+            p.addcdiv_(mean, denominator, value=-self.learning_rate / correction1)
+            p.grad = None
+
+
+# -- outputs -----------------------------------------------------------------------------------------------------
+
+
+def main_logits(output: Any) -> Tensor:
+    """The logits among what a model returned: the tensor itself, or `.logits`, `["logits"]`, `["out"]`, or the first tensor.
+
+    Raises:
+        TypeError: there is no tensor in it.
+    """
+    for tensor in _tensors_of(output):
+        return tensor
+    raise TypeError(f"forward returns a {type(output).__name__} without a tensor in it; logits (batch, classes) are needed")
+
+
+def all_logits(output: Any, batch: int, num_classes: int) -> list[Tensor]:
+    """Every (batch, num_classes) tensor of the output: auxiliary heads are trained too.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    fitting = [t for t in _tensors_of(output) if tuple(t.shape) == (batch, num_classes)]
+    if not fitting:
+        raise UnavailableError("MOD102: the output is not (batch, classes)")
+    return fitting
+
+
+def _tensors_of(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+        return
+    if isinstance(output, Mapping):
+        first = [output[key] for key in ("logits", "out") if key in output]
+        for value in [*first, *output.values()]:
+            yield from _tensors_of(value)
+        return
+    if hasattr(output, "logits"):
+        yield from _tensors_of(output.logits)
+    if isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors_of(value)
+
+
+def sum_of_losses(outputs: list[Tensor], labels: Tensor) -> Tensor:
+    """Cross entropy over classes, or binary cross entropy for a single logit, summed over the heads."""
+    if outputs[0].shape[1] == 1:
+        losses = [F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits)) for logits in outputs]
+    else:
+        losses = [F.cross_entropy(logits, labels) for logits in outputs]
+    return torch.stack(losses).sum()
+
+
+def _predicted(logits: Tensor) -> Tensor:
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+
+# -- helpers -----------------------------------------------------------------------------------------------------
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch on every device, and Python's `random`, which constructors use too."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _entropy(labels: Tensor) -> float:
+    """Entropy of the label frequencies in nats: the loss of the best model that cannot see its input."""
+    return torch.special.entr(torch.bincount(labels) / len(labels)).sum().item()
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
+
+
+def _max_difference(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape:
+        return math.inf
+    difference = (a - b).abs()
+    both_nan = a.isnan() & b.isnan()
+    return difference.masked_fill(both_nan, 0).max().item() if a.numel() else 0.0
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None or a.shape != b.shape:
+        return True  # nothing to compare
+    scale = a.abs().max().item() if a.numel() else 0.0
+    return _max_difference(a, b) <= 1e-5 * scale
+
+
+def _float_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point():
+            yield name, tensor.detach()
+
+
+def _input_gradient(logits: Tensor, leaf: Tensor) -> Tensor:
+    """d logits[0].sum() / d leaf, zero where there is no path."""
+    if not logits.requires_grad:
+        return torch.zeros_like(leaf)
+    # A random weighting: the sum of a softmax is constant, and its gradient would vanish.
+    weights = torch.linspace(0.5, 1.5, logits[0].numel(), device=logits.device).reshape(logits[0].shape)
+    with user_code("in backward in eval mode", TRAINING_RULE):
+        (gradient,) = torch.autograd.grad((logits[0] * weights).sum(), leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Switch dropout and stochastic depth off: a probe must not depend on which units were dropped."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        if "drop" in type(module).__name__.lower() or "stochasticdepth" in type(module).__name__.lower():
+            for attribute in ("p", "drop_prob"):
+                if isinstance(getattr(module, attribute, None), float):
+                    setattr(module, attribute, 0.0)
+    return model
+
+
+def _hidden_items(model: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+    """Modules and parameters inside the plain lists, tuples and dicts that are attributes of a module."""
+    for prefix, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key not in OWN_ATTRIBUTES:
+                yield from _items_within(f"{prefix}.{key}".lstrip("."), value, depth=3)
+
+
+def _items_within(path: str, value: Any, depth: int) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+    if depth == 0 or not isinstance(value, list | tuple | dict):
+        return
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in pairs:
+        inner = f"{path}[{key!r}]"
+        if isinstance(item, nn.Module | nn.Parameter):
+            yield inner, item
+        else:
+            yield from _items_within(inner, item, depth - 1)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    input: Tensor | None
+    output: Tensor | None
+
+
+@contextmanager
+def _watch_sample(model: nn.Module) -> Iterator[dict[str, _Seen]]:
+    """Record what each module receives and returns for sample 0, in the order in which they finish."""
+    seen: dict[str, _Seen] = {}
+
+    def sample(value: Any) -> Tensor | None:
+        if isinstance(value, tuple | list) and value:
+            value = value[0]
+        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == EVAL_BATCH:
+            return value[0].detach().clone()
+        return None
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if name not in seen:
+                seen[name] = _Seen(sample(args), sample(output))
+
+        return hook
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        yield seen
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _has_custom_function(loss: Tensor) -> bool:
+    """Whether a `torch.autograd.Function` of somebody's own is part of the graph."""
+    waiting, visited = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in visited:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        visited.add(node)
+        waiting += [parent for parent, _ in node.next_functions]
+    return False
+
+
+def _close(a: float, b: float) -> bool:
+    return abs(a - b) <= DIFFERENCE_TOLERANCE * max(abs(a), abs(b)) + 1e-7

@@ -1,0 +1,89 @@
+"""Shapes without computing: build and run a model on the meta device, where tensors have a shape and no data.
+
+torch writes the meta versions of most operations in Python, and each of them asks two questions that have nothing to
+do with a tensor of known size: "is this size a symbol?" (which imports sympy) and "is the compiler switched off
+here?" (which imports torch.compile). Together they cost a second of CPU time, as much as importing torch itself. `plain_sizes` answers both
+in their stead: no size is a symbol, and nothing is being compiled. Where that does not do, the caller runs the
+model on real tensors; so a shape found here is right, and a shape not found here costs time only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+COMPILER = "torch._dynamo"
+SYMBOLS = "torch.fx.experimental.symbolic_shapes"
+ALGEBRA = "sympy"
+
+
+def _stand_in_for_compiler() -> ModuleType:
+    module = ModuleType(COMPILER)
+    module.disable = lambda function, *_, **__: function  # type: ignore[attr-defined]
+    return module
+
+
+def _stand_in_for_symbols() -> ModuleType:
+    module = ModuleType(SYMBOLS)
+    for name in ("guard_or_false", "guard_or_true", "guard_bool", "guard_size_oblivious", "expect_true"):
+        setattr(module, name, bool)
+    answers: dict[str, Callable] = {
+        "statically_known_true": bool,
+        "statically_known_false": lambda condition: not condition,
+        "sym_and": lambda *conditions: all(conditions),
+        "sym_or": lambda *conditions: any(conditions),
+        "sym_eq": lambda a, b: a == b,
+        "guard_int": int,
+        "guard_float": float,
+        "guarding_hint_or_throw": lambda size: size,
+        "has_guarding_hint": lambda size: True,
+        "is_nested_int": lambda size: False,
+        "has_free_symbols": lambda *sizes: False,
+        "has_free_unbacked_symbols": lambda *sizes: False,
+        "free_unbacked_symbols": lambda *sizes: set(),
+    }
+    for name, answer in answers.items():
+        setattr(module, name, answer)
+    return module
+
+
+def _stand_in_for_algebra() -> ModuleType:
+    module = ModuleType(ALGEBRA)
+    module.Basic = type("Basic", (), {})  # type: ignore[attr-defined]
+    return module
+
+
+@contextmanager
+def plain_sizes() -> Iterator[None]:
+    """While active, torch's meta operations take every size for a plain number; does nothing once the real modules are loaded."""
+    if any(name in sys.modules for name in (COMPILER, SYMBOLS, ALGEBRA)):
+        yield
+        return
+    before = set(sys.modules)
+    stand_ins = {
+        COMPILER: _stand_in_for_compiler(),
+        SYMBOLS: _stand_in_for_symbols(),
+        ALGEBRA: _stand_in_for_algebra(),
+    }
+    sys.modules.update(stand_ins)
+    torch._dynamo = stand_ins[COMPILER]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del torch._dynamo
+        # What was imported meanwhile may hold on to a stand-in: it is imported anew when it is needed.
+        for name in set(sys.modules) - before:
+            if name in stand_ins or name.startswith("torch."):
+                del sys.modules[name]
+
+
+def meta_forward(model: nn.Module, size: tuple[int, ...]) -> Any:
+    """Run a model that lives on the meta device on an input of shape `size`; what it returns has shapes and no data."""
+    with torch.no_grad(), plain_sizes():
+        return model(torch.empty(size, device="meta"))
