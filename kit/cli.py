@@ -111,7 +111,7 @@ def verify(
         Path | None, typer.Option(metavar="DIR", help="Folder of the project and its verify.yaml.")
     ] = None,
     train_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Most steps for memorising a small batch (100, bounded in time).")
+        int | None, typer.Option(metavar="N", help="Most steps for memorising a small batch (60, bounded in time).")
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to run the model.")] = Device.AUTO,
     require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Exit with 2 when there is no GPU.")] = False,

@@ -38,12 +38,16 @@ SMALL_IMAGE_BATCH, LARGE_IMAGE_BATCH = 8, 4
 GUESSED_SIDES = (32, 224, 28, 64, 96, 128, 299, 384)
 # Memorising a handful of images took healthy networks 3 to 34 steps at 1e-3; the other rates are for those that need them.
 LEARNING_RATES = (1e-3, 1e-2, 1e-4)
-DEFAULT_TRAIN_STEPS = 100
-# Finite differences in float64: two steps apart by 100x, which must agree before they are believed.
-DIFFERENCE_STEPS = (1e-6, 1e-4)
+DEFAULT_TRAIN_STEPS = 60
+# Finite differences in float64: two steps, which must agree before they are believed;
+# larger ones cross the kinks of ReLU and max-pooling.
+DIFFERENCE_STEPS = (1e-7, 1e-6)
 DIFFERENCE_TOLERANCE = 0.01
+SECANT_STEP = 1e-3
 # What that comparison costs, in forward passes in float32.
 COMPARISON_COST = 25
+LARGEST_MOMENTUM = 0.5
+SLOW_FORWARD = 0.05
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
@@ -136,13 +140,16 @@ class EvalRun:
 
 @dataclass(frozen=True)
 class GradientComparison:
-    """Autograd against finite differences. `wrong` names the parameters where they disagree, `straight_through` those
-    where only autograd sees a slope (a rounding with a straight-through estimator, say)."""
+    """Autograd against finite differences.
+
+    `wrong` names the parameters where they disagree, `staircase` those where they disagree because the loss jumps, as a
+    rounding with a straight-through estimator makes it do on purpose.
+    """
 
     autograd: float
     difference: float
     wrong: list[str]
-    straight_through: list[str]
+    staircase: list[str]
     reason_skipped: str = ""
 
 
@@ -155,6 +162,8 @@ class ModelProbe:
         device: where everything but shapes is computed.
         time_budget: seconds that memorising a batch may take when no number of steps was asked for.
         printed_lines: how many lines the user's code has printed so far.
+        threads: how many to use for a model that is slow on one. On a busy machine, small operations that are shared out to threads take
+            many times as long, because the threads wait for each other.
     """
 
     def __init__(
@@ -164,12 +173,14 @@ class ModelProbe:
         device: torch.device,
         time_budget: float = 15.0,
         printed_lines: Callable[[], int] = lambda: 0,
+        threads: int = 1,
     ) -> None:
         self.target = target
         self.spec = spec
         self.device = device
         self.time_budget = time_budget
         self.printed_lines = printed_lines
+        self.threads = threads
         self.notes: list[str] = list(target.notes)
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -310,9 +321,9 @@ class ModelProbe:
 
     @cached_property
     def odd_momenta(self) -> list[tuple[str, float]]:
-        """(name, momentum) of batch norms whose momentum is outside 0.005 to 0.5."""
+        """(name, momentum) of batch norms that give the newest batch more weight than all before it."""
         norms = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        return [(n, m.momentum) for n, m in norms if m.momentum is not None and not 0.005 <= m.momentum <= 0.5]
+        return [(n, m.momentum) for n, m in norms if m.momentum is not None and m.momentum > LARGEST_MOMENTUM]
 
     # -- inputs and outputs ------------------------------------------------------------------------------------
 
@@ -417,6 +428,8 @@ class ModelProbe:
         Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken.
         """
         run = self._eval_run(self.model)
+        if run.seconds > SLOW_FORWARD:
+            torch.set_num_threads(self.threads)
         if run.own_gradient or not math.isfinite(run.own_gradient):
             return run
         trained = self.trained_model
@@ -429,50 +442,63 @@ class ModelProbe:
         x, others = self.images(EVAL_BATCH), self.images(EVAL_BATCH, seed=1)
         swapped = torch.cat([x[:1], others[1:]])
 
-        leaf = x.clone().requires_grad_()
-        given = leaf.clone()
-        untouched = given.detach().clone()
-        with user_code("in forward in eval mode", FORWARD_RULE), _watch_sample(model) as first_seen:
-            seed_everything(0)
-            logits = main_logits(model(given))
-        input_modified = not torch.equal(given.detach(), untouched)
-        try:
-            gradient = _input_gradient(logits, leaf)
-        except ModelRaisedError:
-            gradient = torch.zeros_like(leaf)  # reported with the training steps; samples are still compared by value
-        logits = logits.detach()
+        given = x.clone()
         with torch.no_grad():
-            with _watch_sample(model) as then_seen:
-                seed_everything(0)
-                swapped_logits = self.forward(model, swapped, "in eval mode")
+            seed_everything(0)
+            with user_code("in forward in eval mode", FORWARD_RULE):
+                logits = main_logits(model(given))
+            seed_everything(0)
+            swapped_logits = self.forward(model, swapped, "in eval mode")
             started = time.monotonic()
             seed_everything(1)
             repeated = self.forward(model, x, "in eval mode")
             seconds = time.monotonic() - started
             seed_everything(0)
             other_logits = self.forward(model, others, "in eval mode")
+        gradient = self._gradient_of_first_sample(model, x)
+        leaked_gradient = gradient[1:].abs().max().item()
         scale = logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)
         leaked_change = ((swapped_logits[:1] - logits[:1]).abs().max() / scale).item()
         return EvalRun(
             logits=logits,
             own_gradient=gradient[:1].abs().max().item(),
-            leaked_gradient=gradient[1:].abs().max().item(),
+            leaked_gradient=leaked_gradient,
             leaked_change=leaked_change,
-            mixing_module=self._first_mixing(model, first_seen, then_seen),
+            mixing_module=self._first_mixing(model, x, swapped) if leaked_gradient or leaked_change else "",
             repeat_change=_max_difference(repeated, logits),
             input_change=_max_difference(other_logits, logits),
             changed_state=[name for name, t in _float_state(model) if not _same(t, before[name])],
-            input_modified=input_modified,
+            input_modified=not torch.equal(given, x),
             training_modules=training_modules,
             seconds=seconds,
         )
 
-    def _first_mixing(self, model: nn.Module, first: dict[str, _Seen], then: dict[str, _Seen]) -> str:
+    def _gradient_of_first_sample(self, model: nn.Module, x: Tensor) -> Tensor:
+        """d logits[0] / d x, the shape of `x`; zero where there is no path, or no backward pass."""
+        leaf = x.clone().requires_grad_()
+        seed_everything(0)
+        try:
+            return _input_gradient(self.forward(model, leaf, "in eval mode"), leaf)
+        except ModelRaisedError:
+            return torch.zeros_like(leaf)  # reported with the training steps; samples are still compared by value
+
+    @torch.no_grad()
+    def _first_mixing(self, model: nn.Module, x: Tensor, swapped: Tensor) -> str:
+        """The innermost module that treats sample 0 differently when the others are swapped.
+
+        The hooks are set for this alone: modules may take another, differently rounded route when they are watched.
+        """
+        runs = []
+        for batch in (x, swapped):
+            with _watch_sample(model) as seen:
+                seed_everything(0)
+                self.forward(model, batch, "in eval mode")
+            runs.append(seen)
+        first, then = runs
         for name, seen in first.items():
-            if name not in then or _same(seen.output, then[name].output):
-                continue
-            mixed_before = not _same(seen.input, then[name].input)
-            return self.describe(model, name.rpartition(".")[0] if mixed_before else name)
+            if name in then and not _same(seen.output, then[name].output):
+                mixed_before = not _same(seen.input, then[name].input)
+                return self.describe(model, name.rpartition(".")[0] if mixed_before else name)
         return self.describe(model, "")
 
     def describe(self, model: nn.Module, name: str) -> str:
@@ -607,18 +633,18 @@ class ModelProbe:
         return self._disagreement(slope, names)
 
     def _disagreement(self, slope: _Slope, names: list[str]) -> GradientComparison:
-        wrong, straight_through = [], []
+        wrong, staircase = [], []
         worst = (0.0, 0.0)
         for name in names:
             autograd, difference, agreed = slope.compare([name], 2)
             if not agreed or _close(autograd, difference):
                 continue
-            if abs(difference) < 1e-3 * abs(autograd):
-                straight_through.append(name)
+            if abs(slope.secant([name], 2) - difference) > abs(difference - autograd) / 4:
+                staircase.append(name)
                 continue
             wrong.append(name)
             worst = max(worst, (autograd, difference), key=lambda pair: abs(pair[0] - pair[1]))
-        return GradientComparison(*worst, wrong, straight_through)
+        return GradientComparison(*worst, wrong, staircase)
 
 
 class _Slope:
@@ -650,16 +676,25 @@ class _Slope:
 
     def compare(self, names: list[str], seed: int) -> tuple[float, float, bool]:
         """(autograd, finite difference, whether two step sizes agree) along a random direction in `names`."""
+        direction = self._direction(names, seed)
+        products = ((self.gradients[n], d) for n, d in direction.items())
+        autograd = sum((g * d).sum().item() for g, d in products if g is not None)
+        near, far = (self._difference(direction, step) for step in DIFFERENCE_STEPS)
+        return autograd, near, _close(near, far)
+
+    def secant(self, names: list[str], seed: int) -> float:
+        """The slope over a longer stretch of the same direction; a smooth loss has nearly the same one."""
+        return self._difference(self._direction(names, seed), SECANT_STEP)
+
+    def _direction(self, names: list[str], seed: int) -> dict[str, Tensor]:
+        """A random direction, in each tensor as long as the tensor itself."""
         generator = torch.Generator().manual_seed(DIRECTION_SEED + seed)
         direction = {}
         for name in names:
             p = self.parameters[name]
             unit = torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
             direction[name] = unit * (p.detach().norm().clamp_min(1.0) / unit.norm())
-        products = ((self.gradients[n], direction[n]) for n in names)
-        autograd = sum((g * d).sum().item() for g, d in products if g is not None)
-        near, far = (self._difference(direction, step) for step in DIFFERENCE_STEPS)
-        return autograd, near, _close(near, far)
+        return direction
 
     def _difference(self, direction: Mapping[str, Tensor], step: float) -> float:
         def at(offset: float) -> float:

@@ -66,8 +66,10 @@ def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> Non
     _emit(events, event="begin", device=_device_name(device), torch=torch.__version__)
     spec = Spec(**request["spec"])
     target = resolve(spec.model, spec.kwargs, spec.num_classes, Path(request["folder"]))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     budget = min(LONGEST_TRAINING, TRAINING_SHARE * request["timeout"])
-    probe = ModelProbe(target, spec, device, budget, lambda: output.lines)
+    probe = ModelProbe(target, spec, device, budget, lambda: output.lines, threads)
     _emit(events, event="target", name=target.name)
     reported: dict[str, str] = {}
     for rule in select_rules(spec.select, spec.ignore):

@@ -631,7 +631,39 @@ class Tanh(Base):
         self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Tanh())
 
 
+class FastPathEncoder(Base):
+    """nn.TransformerEncoder computes by another route without gradients, and rounds differently there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.features(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class SlowMomentum(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[1] = nn.BatchNorm2d(8, momentum=3e-4)
+
+
+class WideLinear(nn.Module):
+    """Its initial loss is far off if inputs and weights are drawn from the same random stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3 * 16 * 16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
 HEALTHY: list[type[nn.Module]] = [
+    FastPathEncoder,
+    SlowMomentum,
+    WideLinear,
     Base,
     ReshapesByBatch,
     CentresOverPixels,

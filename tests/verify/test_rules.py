@@ -27,7 +27,7 @@ def check(model: type[nn.Module], **spec: object) -> list[Check]:
     torch.manual_seed(0)
     output = CountingOutput()
     settings = Spec(model=model.__name__, num_classes=CLASSES, input_size=[3, 16, 16], **spec)
-    probe = ModelProbe(Target(model.__name__, model), settings, torch.device("cpu"), 30.0, lambda: output.lines)
+    probe = ModelProbe(Target(model.__name__, model), settings, torch.device("cpu"), 10.0, lambda: output.lines)
     reported: dict[str, str] = {}
     with contextlib.redirect_stdout(output):
         return [made for rule in select_rules([], []) for made in apply(rule, probe, reported)]

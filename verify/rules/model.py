@@ -283,14 +283,6 @@ def output_is_probability(probe: ModelProbe) -> Iterator[Finding]:
             location=probe.describe(probe.model, ""),
             hint="return the logits; apply softmax where probabilities are shown",
         )
-    elif 0 <= low < high <= 1:
-        yield Finding(
-            status=Status.WARN,
-            measured=span,
-            expected="logits of either sign",
-            message="every output lies in [0, 1]: a sigmoid before the loss?",
-            hint="return the logits; BCEWithLogitsLoss and cross entropy apply their own activation",
-        )
     elif low == 0 < high:
         yield Finding(
             status=Status.WARN,
@@ -298,6 +290,14 @@ def output_is_probability(probe: ModelProbe) -> Iterator[Finding]:
             expected="logits of either sign",
             message="no output is negative and some are exactly 0: a ReLU after the last layer?",
             hint="the last layer has no activation",
+        )
+    elif 0 < low < high < 1:
+        yield Finding(
+            status=Status.WARN,
+            measured=span,
+            expected="logits of either sign",
+            message="every output lies in (0, 1): a sigmoid before the loss?",
+            hint="return the logits; BCEWithLogitsLoss and cross entropy apply their own activation",
         )
 
 
@@ -385,10 +385,10 @@ def layer_repeated(probe: ModelProbe) -> Iterator[Finding]:
 def batch_norm_momentum(probe: ModelProbe) -> Iterator[Finding]:
     """A batch norm's momentum follows the convention of another framework.
 
-    Why it matters: in PyTorch momentum is the weight of the new batch. 0.99 forgets everything but the last batch; 0.001 takes
-    thousands of steps to get anywhere. Either way eval mode is far worse than train mode.
-    Found by: momentum outside 0.005 to 0.5.
-    Not an error: None, which averages over all batches.
+    Why it matters: in PyTorch momentum is the weight of the new batch, so 0.99 forgets everything but the last batch, and eval
+    mode is far worse than train mode. Elsewhere it is the weight of the past.
+    Found by: momentum above 0.5.
+    Not an error: None, which averages over all batches; small values, which are slow and not wrong.
 
     Wrong: `nn.BatchNorm2d(64, momentum=0.99)`
     Right: `nn.BatchNorm2d(64, momentum=0.01)`
@@ -397,7 +397,7 @@ def batch_norm_momentum(probe: ModelProbe) -> Iterator[Finding]:
     if odd:
         yield Finding(
             measured=f"momentum {odd[0][1]:g}",
-            expected="0.005 to 0.5",
+            expected="at most 0.5",
             message="the running statistics will be far from what training sees",
             location=shortlist(name for name, _ in odd),
             hint=f"TensorFlow's momentum m is PyTorch's 1 - m: {1 - odd[0][1]:g} here",

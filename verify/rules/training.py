@@ -49,7 +49,7 @@ def overfit_small_batch(probe: ModelProbe) -> Iterator[Finding]:
     """The model cannot memorise a handful of images.
 
     Why it matters: what cannot learn eight images by heart will learn nothing from fifty thousand.
-    Found by: up to `--train-steps` (100) steps of Adam at learning rates 1e-3, 1e-2 and 1e-4 on one small batch, dropout off, on the
+    Found by: up to `--train-steps` (60) steps of Adam at learning rates 1e-3, 1e-2 and 1e-4 on one small batch, dropout off, on the
     GPU if there is one. It fails if the loss stays where a model that cannot see its input would end, and warns if it falls without getting
     every image right.
     Not an error: running out of time on a large model, which is reported as skipped.
@@ -67,7 +67,7 @@ def overfit_small_batch(probe: ModelProbe) -> Iterator[Finding]:
     elif run.memorised:
         yield Finding(status=Status.PASS, measured=progress, expected=goal)
     elif run.out_of_time:
-        message = f"ran out of time ({progress}); --train-steps 100 takes as long as it needs, up to --timeout"
+        message = f"ran out of time ({progress}); --train-steps 60 takes as long as it needs, up to --timeout"
         yield Finding(status=Status.SKIP, measured=progress, expected=goal, message=message)
     elif run.losses[-1] > SEES_INPUT * run.blind_loss:
         yield Finding(
