@@ -9,6 +9,9 @@ per_class_accuracy.png and misclassified.png to runs/<run id>/evaluation/<split>
 the test images; choose between models by their validation accuracy. Exit code 0: done, 2: wrong use.
 """
 
+import engine.interrupt  # noqa: F401  (first: Ctrl-C is quiet while the rest is imported)
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path
@@ -21,10 +24,10 @@ from torch import Tensor
 
 from data.dataloader import load_test_split, load_training_splits, make_loader
 from data.loader import BatchLoader, Split
-from engine.checkpoint import BEST, check_same_images, load_checkpoint
+from engine.checkpoint import BEST, check_same_images, load_checkpoint, load_weights
 from engine.config import Config, make_config
 from engine.device import pick_device
-from engine.errors import EXIT_DONE, UserError, run_script
+from engine.errors import EXIT_DONE, run_script
 from engine.plots import plot_confusion_matrix, plot_images, plot_per_class_accuracy
 from engine.predict import loss_and_accuracy, predict
 from engine.run import RUNS, write_json
@@ -33,19 +36,21 @@ from models.model import build_model
 SHOWN_MISTAKES = 25
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=BEST, metavar="FILE", help=f"default: {BEST}")
     parser.add_argument("--split", choices=["test", "val"], default="test", help="default: test")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     config = make_config(checkpoint["config"], {key: str(arguments.checkpoint) for key in checkpoint["config"]})
     # The checkpoint may come from a machine with a GPU.
     device = pick_device("cpu" if config.device == "cpu" else "auto")
     loader = make_loader(load_split(arguments.split, config, checkpoint), config, device)
-    model = load_model(checkpoint, config, arguments.checkpoint).to(device, memory_format=torch.channels_last)
+    model = build_model(config.model, config.num_classes)
+    load_weights(model, checkpoint)
+    model = model.to(device).to(memory_format=torch.channels_last)
     logits, labels = predict(model, loader)
 
     folder = RUNS / checkpoint["run_id"] / "evaluation" / arguments.split
@@ -75,21 +80,6 @@ def load_split(name: str, config: Config, checkpoint: dict[str, Any]) -> Split:
     )
     check_same_images(checkpoint, {"train": train.fingerprint, "val": val.fingerprint})
     return val
-
-
-def load_model(checkpoint: dict[str, Any], config: Config, path: Path) -> torch.nn.Module:
-    """The trained model.
-
-    Raises:
-        UserError: the architecture was changed since.
-    """
-    model = build_model(config.model, config.num_classes)
-    try:
-        model.load_state_dict(checkpoint["model"])
-    except RuntimeError as error:
-        detail = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"{path} does not fit the present code of models/{config.model}.py: {detail}") from None
-    return model
 
 
 def compute_metrics(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -149,8 +139,8 @@ def write_results(metrics: dict[str, Any], logits: Tensor, labels: Tensor, loade
     accuracies = [entry["accuracy"] or 0.0 for entry in metrics["per_class"].values()]
     plot_per_class_accuracy(accuracies, metrics["accuracy"], classes, title, folder / "per_class_accuracy.png")
     shown = mistakes[:SHOWN_MISTAKES]
-    captions = [f"{m['predicted']} ({m['confidence']:.0%})\nis {m['true']}" for m in shown]
-    title = f"The {len(shown)} most confident of {len(mistakes):,} mistakes"
+    captions = [f"says {m['predicted']} ({m['confidence']:.0%})\nis {m['true']}" for m in shown]
+    title = f"The {len(shown)} most confident of {len(mistakes):,} mistakes" if mistakes else "No mistakes"
     plot_images(images[[mistake["index"] for mistake in shown]], captions, title, folder / "misclassified.png")
 
 

@@ -115,11 +115,11 @@ def visualize_batch(loader: BatchLoader, path: Path, num_images: int = 16) -> No
     plot_images(pixels, captions, f"A {loader.dataset.name} batch, as the model sees it", path)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print the sizes of the splits and save a picture of a training batch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     config = load_config(arguments.config, arguments.set)
     train_loader, val_loader = get_dataloaders(config)
     print(f"Train batches: {len(train_loader)}")

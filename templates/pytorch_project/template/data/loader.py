@@ -43,6 +43,31 @@ class Split(Dataset):
         return self.images[index], self.labels[index]
 
 
+class BatchOrder:
+    """Which images make up each batch of an epoch; a batch sampler in the sense of torch's DataLoader.
+
+    Args:
+        count: number of images.
+        batch_size: images in a batch; the last one of an epoch may be smaller.
+        seed: of the order.
+        shuffle: a new order every epoch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool) -> None:
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.epoch, self.first_batch = 0, 0
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.arange(self.count)
+        if self.shuffle:
+            order = torch.randperm(self.count, generator=seeded_generator(self.seed, self.epoch, stream=0))
+        for index in order.split(self.batch_size)[self.first_batch :]:
+            yield index.tolist()
+
+
 class BatchLoader:
     """Batches of a split, as `for images, labels in loader`.
 
@@ -75,43 +100,33 @@ class BatchLoader:
         num_workers: int = 0,
     ) -> None:
         self.dataset = split
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
+        self.order = BatchOrder(len(split), batch_size, seed, shuffle)
         self.device = torch.device(device)
-        self.epoch, self.first_batch = 0, 0
         self.resident = loader == "resident" or (loader == "auto" and _padded_bytes(split) <= RESIDENT_LIMIT)
         if self.resident:
             self._padded = pad_images(split.images, split.augmentation.padding).contiguous().to(self.device)
             self._labels = split.labels.to(self.device)
         else:
-            self._fetch = _make_fetch_loader(split, self, num_workers, pin_memory=self.device.type == "cuda")
+            self._fetch = _make_fetch_loader(split, self.order, num_workers, pin_memory=self.device.type == "cuda")
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose the epoch that the next iteration goes through (from 0), and the batch that it starts with."""
-        self.epoch, self.first_batch = epoch, first_batch
+        self.order.epoch, self.order.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def batch_indices(self) -> list[Tensor]:
-        """The images of each batch that the next iteration gives: int64 tensors (B,)."""
-        order = torch.arange(len(self.dataset))
-        if self.shuffle:
-            order = torch.randperm(len(self.dataset), generator=seeded_generator(self.seed, self.epoch, stream=0))
-        return list(order.split(self.batch_size))[self.first_batch :]
+        return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        split, epoch, first_batch = self.dataset, self.epoch, self.first_batch
+        split, seed, epoch, first_batch = self.dataset, self.order.seed, self.order.epoch, self.order.first_batch
         for number, (padded, labels, index) in enumerate(self._raw_batches(), start=first_batch):
-            generator = seeded_generator(self.seed, epoch, stream=number + 1)
+            generator = seeded_generator(seed, epoch, stream=number + 1)
             yield make_batch(padded, index, split.augmentation, split.source.mean, split.source.std, generator), labels
 
     def _raw_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(padded images, labels of the batch, which of the images make up the batch) for each batch."""
         if self.resident:
-            for index in self.batch_indices():
-                index = index.to(self.device)
+            for numbers in self.order:
+                index = torch.tensor(numbers, device=self.device)
                 yield self._padded, self._labels[index], index
             return
         for images, labels in self._fetch:
@@ -126,29 +141,15 @@ def _padded_bytes(split: Split) -> int:
     return count * (height + border) * (width + border) * channels
 
 
-class _Indices:
-    """The batch sampler of a DataLoader: asks the BatchLoader anew at the start of every epoch."""
-
-    def __init__(self, batches: BatchLoader) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for index in self.batches.batch_indices():
-            yield index.tolist()
-
-
 def _ignore_interrupt(worker_id: int) -> None:
     """Ctrl-C reaches the workers too; the training process decides when to stop and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _make_fetch_loader(split: Split, batches: BatchLoader, num_workers: int, pin_memory: bool) -> DataLoader:
+def _make_fetch_loader(split: Split, order: BatchOrder, num_workers: int, pin_memory: bool) -> DataLoader:
     return DataLoader(
         split,
-        batch_sampler=_Indices(batches),
+        batch_sampler=order,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,

@@ -3,12 +3,14 @@
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import nn
 
 from engine.config import Config
 from engine.errors import UserError, describe_os_error
@@ -83,7 +85,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not path.is_file():
         raise UserError(f"{path} does not exist; train first (python train.py) or name another with --checkpoint")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what is wrong with a foreign file; the error below says it
+            checkpoint = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise UserError(
@@ -97,6 +101,22 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             "anew with python train.py --fresh, which moves it to checkpoints/archive"
         )
     return checkpoint
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Put the weights of a checkpoint into `model`.
+
+    Raises:
+        UserError: the architecture was changed since the checkpoint was written.
+    """
+    try:
+        model.load_state_dict(checkpoint["model"])
+    except RuntimeError as error:
+        detail = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"the checkpoint of run {checkpoint['run_id']} does not fit the present code of the model ({detail}); "
+            "undo the change, or start anew with python train.py --fresh"
+        ) from None
 
 
 def check_same_config(checkpoint: dict[str, Any], config: Config) -> None:

@@ -146,7 +146,7 @@ def _pairs(path: Path, node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Nod
     if node is None:
         raise UserError(f"{path} is empty; it needs lines such as `dataset: cifar10`")
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f"{path}:{node.start_mark.line + 1}: must consist of lines `key: value`; this is a {node.id}")
+        raise UserError(f"{path}:{node.start_mark.line + 1}: must consist of lines `key: value`")
     first_line: dict[str, int] = {}
     for key, _ in node.value:
         line = key.start_mark.line + 1

@@ -42,3 +42,5 @@ def restore_schedule(scheduler: optim.lr_scheduler.LambdaLR, state: dict) -> Non
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     scheduler._last_lr = rates
+    # Steps were taken, if not in this process: without this, stepping the schedule first is warned of.
+    scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-BLUE, GREY = "#2b6cb0", "#718096"
+BLUE, ORANGE = "#2b6cb0", "#c05621"
 
 
 def plot_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: str, path: Path) -> None:
@@ -20,7 +20,10 @@ def plot_confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: s
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    if max(map(len, classes)) > 2:
+        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
+    else:
+        axis.set_xticks(range(len(classes)), classes)
     axis.set_yticks(range(len(classes)), classes)
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
@@ -45,14 +48,33 @@ def plot_per_class_accuracy(
     axis = figure.subplots()
     axis.barh([classes[i] for i in order], percent, color=BLUE, height=0.7)
     for position, value in enumerate(percent):
-        axis.text(value + 1, position, f"{value:.1f}%", va="center", fontsize=9)
-    axis.axvline(100 * overall, color=GREY, linestyle="--", linewidth=1)
-    axis.text(100 * overall, len(classes) - 0.35, f"overall {overall:.1%}", color=GREY, ha="center", fontsize=9)
-    axis.set_xlim(0, 112)
+        inside = value > 12  # a shorter bar has no room for its number
+        axis.text(
+            1.5 if inside else value + 1.5,
+            position,
+            f"{value:.1f}%",
+            va="center",
+            fontsize=9,
+            color="white" if inside else "black",
+        )
+    axis.axvline(100 * overall, color=ORANGE, linewidth=1.5)
+    axis.annotate(
+        f"overall {overall:.1%}",
+        (100 * overall, 1),
+        xycoords=axis.get_xaxis_transform(),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="center",
+        color=ORANGE,
+        fontsize=9,
+    )
+    axis.set_xlim(0, 105)
+    axis.set_ylim(-0.6, len(classes) - 0.4)
+    axis.tick_params(axis="y", length=0)
     axis.set_xticks(range(0, 101, 20))
     axis.set_xlabel("accuracy (%)")
     axis.set_title(title, pad=18)
-    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["top", "right", "left"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
@@ -67,7 +89,7 @@ def plot_images(pixels: np.ndarray, captions: list[str], title: str, path: Path)
     rows = max(1, math.ceil(len(pixels) / columns))
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     figure = Figure(figsize=(1.7 * columns, (1.5 + 0.2 * lines) * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
     for axis, image, caption in zip(axes, pixels, captions, strict=False):

@@ -1,0 +1,48 @@
+"""What the benchmarks share: CPU seconds of whole processes, in pairs, and their ratio."""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def cpu_seconds(command: Sequence[str], cwd: str | None = None) -> float:
+    """User and system time of a command and everything that it starts, in seconds.
+
+    Raises:
+        subprocess.CalledProcessError: it ended with another code than 0.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=cwd)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare(name: str, ours: Sequence[str], peer: Sequence[str], *, repeats: int, target: float) -> bool:
+    """Run both commands in turns and print the medians and the median of the ratios.
+
+    Returns:
+        Whether the median ratio is at most `target`.
+    """
+    for command in (ours, peer):
+        cpu_seconds(command)  # fills the file cache
+    pairs = [(cpu_seconds(ours), cpu_seconds(peer)) for _ in range(repeats)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+    verdict = "holds" if ratio <= target else "MISSED"
+    print(f"{name}: {mine:.3f} against {theirs:.3f} CPU-seconds, ratio {ratio:.2f} (target {target:g}: {verdict})")
+    return ratio <= target
+
+
+def repeats_from_arguments(default: int) -> int:
+    """`--quick` runs three pairs."""
+    return 3 if "--quick" in sys.argv else default
+
+
+def kit(*arguments: str) -> list[str]:
+    """The `kit` command of this environment."""
+    return [os.path.join(os.path.dirname(sys.executable), "kit"), *arguments]  # noqa: PTH118, PTH120

@@ -1,0 +1,59 @@
+"""What the tests share: a tiny data set in place of digits, and a project folder of their own."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from data import sources
+from engine.errors import run_script
+
+TINY_CONFIG = """\
+dataset: digits
+batch_size: 16
+epochs: 3
+val_fraction: 0.25
+log_every: 1
+device: cpu
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tests may run beside each other; threads that wait for a core are slower than none."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny_source(monkeypatch):
+    """`digits` with 100 training and 40 test images, learnt in a few batches; the list of the parts that were read."""
+    reads = []
+
+    def read(data_dir: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+        reads.append(part)
+        generator = np.random.default_rng(len(part))
+        labels = np.arange(100 if part == "train" else 40) % 10
+        images = generator.integers(0, 60, (len(labels), 32, 32, 3), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[3 * label : 3 * label + 3] += 150  # a bright stripe, its height tells the class
+        return images, labels.astype(np.int64)
+
+    monkeypatch.setitem(sources.SOURCES, "digits", replace(sources.SOURCES["digits"], read=read))
+    return reads
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, tiny_source):
+    """An empty project folder with a small configuration, as the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(TINY_CONFIG)
+    return tmp_path
+
+
+@pytest.fixture
+def run_train(project):
+    """Runs train.py in this process with the given arguments; returns its exit code."""
+    return lambda *arguments: run_script(lambda: train.main(list(arguments)))

@@ -1,0 +1,88 @@
+"""The scripts as a user starts them: real processes, real signals, real digits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+SHORT = ("--set", "dataset=digits", "epochs=2", "device=cpu")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a script of the project in an empty folder that has its config.yaml."""
+    (tmp_path / "config.yaml").write_text((PROJECT / "config.yaml").read_text())
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("KIT_DATA", None)
+
+    def popen(script, *arguments):
+        command = [sys.executable, str(PROJECT / script), *arguments]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return popen
+
+
+def finish(process):
+    """The exit code, stdout and stderr of a process."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for(process, condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_train_interrupt_continue_evaluate(start, tmp_path):
+    process = start("train.py", *SHORT, "log_every=1")
+    wait_for(process, lambda: any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")))
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, err.count("Traceback")) == (130, 0), err
+    assert "Interrupted and saved: checkpoints/last.pt" in err
+
+    code, out, err = finish(start("train.py", *SHORT, "log_every=1"))
+    assert (code, err) == (0, "")  # no progress bar where nobody can see it
+    assert "Continuing cnn-digits-" in out
+    assert out.count("Epoch 2/2") == 1
+
+    code, out, err = finish(start("evaluate.py"))
+    assert (code, err) == (0, "")
+    assert "Test accuracy: " in out
+    assert len(list(tmp_path.glob("runs/*/evaluation/test/*.png"))) == 3
+
+
+@pytest.mark.parametrize("delay", [0.6, 1.5])
+def test_ctrl_c_while_starting_is_quiet(start, tmp_path, delay):
+    process = start("train.py", *SHORT)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code in (130, -signal.SIGINT)  # the latter before the interpreter itself is up
+    if code == 130:
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--set", "epoch=3"], "error: --set epoch=3: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("evaluate.py", [], "error: checkpoints/best.pt does not exist; train first"),
+    ],
+)
+def test_wrong_use(start, tmp_path, script, arguments, message):
+    code, out, err = finish(start(script, *arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
