@@ -1,7 +1,7 @@
 """The template's data pipeline against torchvision's PIL transforms in a DataLoader, with the same augmentation.
 
-    python bench/bench_data_pipeline.py            about a minute
-    python bench/bench_data_pipeline.py --quick    a few seconds, noisier
+    python bench/bench_data_pipeline.py            two minutes
+    python bench/bench_data_pipeline.py --quick    half a minute, noisier
 
 Both sides deliver shuffled, augmented, normalised float batches of 128 from random uint8 images of CIFAR-10's shape:
 random crop (32, padding 4), horizontal flip, normalisation, and then the same with colour jitter (0.2, 0.2). Measured
@@ -10,12 +10,15 @@ Our side uses one thread by default, so that it competes for no core that the mo
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the template's own scripts do
 
 import psutil
 import torch

@@ -1,5 +1,5 @@
-"""`kit verify --model cnn` on the CPU against a bare script that imports torch, builds the model, and runs one forward and
-backward pass: at most 1.5 times the CPU time.
+"""`kit verify --model cnn` on the CPU against a bare script that imports torch, builds the model, and runs one
+forward and backward pass: at most 1.5 times the CPU time.
 """
 
 from __future__ import annotations
@@ -26,5 +26,7 @@ if __name__ == "__main__":
     whole = kit("verify", "--model", "cnn", "--device", "cpu")
     shapes = kit("verify", "--model", "cnn", "--device", "cpu", "--select", "MOD101,MOD102,MOD103")
     held = compare("kit verify --model cnn", whole, bare, repeats=repeats, target=1.5)
-    held &= compare("  shape and count only", shapes, [sys.executable, "-c", "import torch"], repeats=repeats, target=1.3)
+    held &= compare(
+        "  shape and count only", shapes, [sys.executable, "-c", "import torch"], repeats=repeats, target=1.3
+    )
     sys.exit(not held)

@@ -24,7 +24,9 @@ def table(rules: list[Rule]) -> str:
 
 def page(rule: Rule) -> str:
     """A Markdown section on one rule: each part of its docstring becomes a paragraph."""
-    text = re.sub(r"^(Why it matters|Found by|Not an error|Wrong|Right|References):", r"\n**\1:**", rule.page, flags=re.M)
+    text = re.sub(
+        r"^(Why it matters|Found by|Not an error|Wrong|Right|References):", r"\n**\1:**", rule.page, flags=re.M
+    )
     return f'<a id="{rule.code.lower()}"></a>\n\n### {rule.code} {rule.name}\n\n{rule.title}.\n{text}'
 
 

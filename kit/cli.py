@@ -17,7 +17,8 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="kit",
-    help="Scaffold PyTorch projects that are right from the first minute, and prove that training code does what it claims.",
+    help="Scaffold PyTorch projects that are right from the first minute, "
+    "and prove that training code does what it claims.",
     rich_markup_mode=None,  # rich's help costs more than everything else that --help does
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -81,7 +82,9 @@ def new(
     except ScaffoldError as error:
         raise fail(error) from None
     folder = shlex.quote(str(dest))
-    typer.echo(f"Created {project}. Next:\n  cd {folder}\n  kit verify\n  python train.py --set epochs=2\n  python evaluate.py")
+    typer.echo(
+        f"Created {project}. Next:\n  cd {folder}\n  kit verify\n  python train.py --set epochs=2\n  python evaluate.py"
+    )
 
 
 @app.command()
@@ -111,11 +114,13 @@ def verify(
         Path | None, typer.Option(metavar="DIR", help="Folder of the project and its verify.yaml.")
     ] = None,
     train_steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Most steps for memorising a small batch (60, bounded in time).")
+        int | None, typer.Option(metavar="N", help="Most steps for memorising a small batch (100, bounded in time).")
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to run the model.")] = Device.AUTO,
     require_gpu: Annotated[bool, typer.Option("--require-gpu", help="Exit with 2 when there is no GPU.")] = False,
-    select: Annotated[str | None, typer.Option(metavar="CODES", help="Only these codes or families: MOD,GRD301.")] = None,
+    select: Annotated[
+        str | None, typer.Option(metavar="CODES", help="Only these codes or families: MOD,GRD301.")
+    ] = None,
     ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these codes or families.")] = None,
     timeout: Annotated[float, typer.Option(metavar="S", min=1, help="Seconds for everything together.")] = 120,
     format_: Annotated[Format, typer.Option("--format", help="What goes to the standard output.")] = Format.TEXT,
@@ -147,7 +152,9 @@ def verify(
         declared = load_spec(folder / SPEC_FILE) if model is None or project else {}
         spec = Spec(**{**declared, **given})
         if not spec.model:
-            raise SpecError(f"{folder / SPEC_FILE} names no model; add a line such as `model: models/model.py:build_model`")
+            raise SpecError(
+                f"{folder / SPEC_FILE} names no model; add a line such as `model: models/model.py:build_model`"
+            )
     except SpecError as error:
         raise fail(error) from None
     raise typer.Exit(_verify(spec, folder, device, require_gpu, timeout, Outputs(format_, output, html)))

@@ -96,5 +96,7 @@ def test_wrong_use_is_one_line(arguments: list[str], phrase: str) -> None:
 
 def test_rule_pages_in_the_docs_are_current() -> None:
     script = ROOT / "docs" / "make_rules.py"
-    made = subprocess.run([sys.executable, str(script), "--print"], capture_output=True, text=True, timeout=60, check=True)
+    made = subprocess.run(
+        [sys.executable, str(script), "--print"], capture_output=True, text=True, timeout=60, check=True
+    )
     assert made.stdout == (ROOT / "docs" / "rules.md").read_text(), "run `make docs`"

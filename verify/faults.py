@@ -95,6 +95,6 @@ def class_location(cls: type) -> str:
 
 def _codes(cls: type) -> Iterator:
     for name in ("__init__", "forward"):
-        function = vars(cls).get(name)
-        if hasattr(function, "__code__"):
-            yield function.__code__
+        code = getattr(vars(cls).get(name), "__code__", None)
+        if code is not None:
+            yield code

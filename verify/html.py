@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 PAGE = "report.html.jinja"
+DOTS_PER_CSS_PIXEL = 150 / 96  # pictures are drawn with 150 dots an inch; a CSS inch has 96 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Picture:
     """A PNG image that becomes part of the page.
 
     Args:
-        png: the bytes of the file.
+        png: the bytes of the file, drawn with 150 dots an inch; shown in this size where there is room.
         alt: what it shows, for those who cannot see it.
         caption: what to look at, below the picture.
     """
@@ -37,6 +39,12 @@ class Picture:
     def uri(self) -> str:
         """The image as a `data:` address."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height on the page, in CSS pixels."""
+        width, height = struct.unpack(">II", self.png[16:24])  # the header chunk comes first in every PNG
+        return round(width / DOTS_PER_CSS_PIXEL), round(height / DOTS_PER_CSS_PIXEL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +121,6 @@ def _tone(report: Report) -> Status:
 
 def _counts(report: Report) -> str:
     """`20 checks held, 1 failed, 2 skipped`."""
-    words = {Status.FAIL: "failed", Status.ERROR: "could not be carried out", Status.WARN: "warned", Status.SKIP: "skipped"}
-    held = f"{plural(len(report.of(Status.PASS)), 'check')} held"
-    return ", ".join([held, *(f"{len(report.of(s))} {word}" for s, word in words.items() if report.of(s))])
+    words = {Status.FAIL: "failed", Status.ERROR: "not carried out", Status.WARN: "warned", Status.SKIP: "skipped"}
+    others = [f"{len(report.of(status))} {word}" for status, word in words.items() if report.of(status)]
+    return ", ".join([f"{plural(len(report.of(Status.PASS)), 'check')} held", *others])

@@ -1,7 +1,8 @@
 """Measures a model: each property once, when a rule first asks for it.
 
-Everything here runs in the isolated child process (see runner.py). The user's code is only ever called inside `user_code`, so that
-what it raises is told apart from a mistake of ours. Rules never call the model themselves; they judge what is measured here.
+Everything here runs in the isolated child process (see runner.py). The user's code is only ever called inside
+`user_code`, so that what it raises is told apart from a mistake of ours. Rules never call the model themselves; they
+judge what is measured here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from verify.faults import ModelRaisedError, class_location, user_code
 from verify.shapes import meta_forward, plain_sizes
@@ -32,21 +33,30 @@ from verify.targets import Target, TargetError
 BUILD_RULE, FORWARD_RULE, TRAINING_RULE = "MOD101", "MOD102", "GRD301"
 SHAPE_BATCHES = (1, 2, 5)
 EVAL_BATCH = 4
+# The sample that must not depend on the others: one with neighbours on both sides, because a network that runs along
+# the batch carries information in one direction only, and the first sample of all has nothing before it.
+SAMPLE = 2
 IMAGE_SEED, DIRECTION_SEED = 7_000_000, 9_000_000
 SMALL_IMAGE = 3 * 64 * 64
 SMALL_IMAGE_BATCH, LARGE_IMAGE_BATCH = 8, 4
 GUESSED_SIDES = (32, 224, 28, 64, 96, 128, 299, 384)
-# Memorising a handful of images took healthy networks 3 to 34 steps at 1e-3; the other rates are for those that need them.
-LEARNING_RATES = (1e-3, 1e-2, 1e-4)
-DEFAULT_TRAIN_STEPS = 60
+# Memorising a handful of images took healthy networks 3 to 34 steps at 1e-3. Deep ones without normalisation need the
+# smaller rate, saturating ones the larger.
+LEARNING_RATES = (1e-3, 3e-4, 1e-2)
+DEFAULT_TRAIN_STEPS = 100
 # Finite differences in float64: two steps, which must agree before they are believed;
 # larger ones cross the kinks of ReLU and max-pooling.
 DIFFERENCE_STEPS = (1e-7, 1e-6)
 DIFFERENCE_TOLERANCE = 0.01
 SECANT_STEP = 1e-3
+TENSORS_COMPARED = 24
+# Noise on every parameter: freshly initialised networks stand exactly on kinks (relu(0 + 0 * x) behind a
+# zero-initialised branch), where a central difference sees half a slope and autograd none.
+OFF_THE_KINKS = 0.01
 # What that comparison costs, in forward passes in float32.
 COMPARISON_COST = 25
 LARGEST_MOMENTUM = 0.5
+LAZY = (UninitializedParameter, UninitializedBuffer)
 SLOW_FORWARD = 0.05
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
@@ -113,10 +123,10 @@ class EvalRun:
     """What a few forward passes in eval mode showed. `x` is (B, *input_size), `logits` (B, C).
 
     Attributes:
-        own_gradient: largest |d logits[0] / d x[0]|.
-        leaked_gradient: largest |d logits[0] / d x[1:]|, exactly 0 for a model that keeps samples apart.
-        leaked_change: largest change of logits[0] when the other samples are replaced, relative to the largest |logit|.
-        mixing_module: the first module whose output for sample 0 changed with the others.
+        own_gradient: largest |d logits[i] / d x[i]| of the watched sample i.
+        leaked_gradient: largest |d logits[i] / d x[j]|, j other than i; exactly 0 for a model that keeps samples apart.
+        leaked_change: largest change of logits[i] when the other samples are replaced, relative to the largest |logit|.
+        mixing_module: the first module whose output for the watched sample changed with the others.
         repeat_change: largest difference between two passes over the same batch.
         input_change: largest |logits of one batch - logits of another|.
         changed_state: floating point parameters and buffers that the passes changed.
@@ -161,9 +171,9 @@ class ModelProbe:
         spec: what it must be.
         device: where everything but shapes is computed.
         time_budget: seconds that memorising a batch may take when no number of steps was asked for.
-        printed_lines: how many lines the user's code has printed so far.
-        threads: how many to use for a model that is slow on one. On a busy machine, small operations that are shared out to threads take
-            many times as long, because the threads wait for each other.
+        printed: how many lines the user's code has printed so far, and how the first begins.
+        threads: how many to use for a model that is slow on one. On a busy machine, small operations that are shared
+        out to threads take many times as long, because the threads wait for each other.
     """
 
     def __init__(
@@ -172,14 +182,14 @@ class ModelProbe:
         spec: Spec,
         device: torch.device,
         time_budget: float = 15.0,
-        printed_lines: Callable[[], int] = lambda: 0,
+        printed: Callable[[], tuple[int, str]] = lambda: (0, ""),
         threads: int = 1,
     ) -> None:
         self.target = target
         self.spec = spec
         self.device = device
         self.time_budget = time_budget
-        self.printed_lines = printed_lines
+        self.printed = printed
         self.threads = threads
         self.notes: list[str] = list(target.notes)
 
@@ -188,7 +198,7 @@ class ModelProbe:
     def build(self, seed: int) -> nn.Module:
         """A new model with all parameters there, on the device, initialised under `seed`."""
         model = self._build(seed).to(self.device)
-        if any(isinstance(p, UninitializedTensorMixin) for p in [*model.parameters(), *model.buffers()]):
+        if any(isinstance(p, LAZY) for p in [*model.parameters(), *model.buffers()]):
             with torch.no_grad(), user_code("in the forward pass that initialises lazy layers", FORWARD_RULE):
                 model.eval()(self.images(2))
         return model.train()
@@ -220,7 +230,7 @@ class ModelProbe:
         except ModelRaisedError:
             return None
         tensors = [*model.parameters(), *model.buffers()]
-        if any(isinstance(t, UninitializedTensorMixin) or t.device.type != "meta" for t in tensors):
+        if any(isinstance(t, LAZY) or t.device.type != "meta" for t in tensors):
             return None
         return model.eval()
 
@@ -249,8 +259,8 @@ class ModelProbe:
     def frozen(self) -> dict[str, bool]:
         """Frozen parameters that the spec does not allow: name -> whether its values are random.
 
-        Values that differ between two builds come from the initialisation, so nobody will ever have trained them; values
-        that are the same in every build were loaded or are fixed on purpose, like a sinusoidal position table.
+        Values that differ between two builds come from the initialisation, so nobody will ever have trained them;
+        values that are the same in every build were loaded or are fixed on purpose, like a sinusoidal position table.
         """
         others = dict(self.other_build.named_parameters())
         return {
@@ -332,13 +342,14 @@ class ModelProbe:
         """(C, H, W): given, known, or the first of the usual sizes that the model accepts.
 
         Raises:
-            ModelRaisedError: it accepts none of them; the error is that of the first.
+            ModelRaisedError: it accepts none of them; the error is that of the first, and says so.
         """
         known = self.spec.input_size or self.target.input_size
         if known:
             return tuple(known)
         first_error: ModelRaisedError | None = None
-        for size in self._candidate_sizes():
+        sizes = self._candidate_sizes()
+        for size in sizes:
             try:
                 self._any_forward(2, size)
             except ModelRaisedError as error:
@@ -347,17 +358,22 @@ class ModelProbe:
             self.notes.append(f"input {'x'.join(map(str, size))} found by trial; --input-size sets another")
             return size
         assert first_error is not None
+        first_error.phase += (
+            f", and at {len(sizes) - 1} other usual sizes; if it takes yet another, say --input-size C,H,W"
+        )
         raise first_error
 
     def _candidate_sizes(self) -> list[tuple[int, ...]]:
+        """Sizes to try: what the first layer suggests, then the usual ones."""
         model = self.meta_model if self.meta_model is not None else self._build(0)
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                return [(module.in_channels, side, side) for side in GUESSED_SIDES]
-            if isinstance(module, nn.Linear):
-                squares = [(c, s, s) for c in (1, 3) for s in GUESSED_SIDES if c * s * s == module.in_features]
-                return [*squares, (module.in_features,), *((3, s, s) for s in GUESSED_SIDES)]
-        return [(channels, side, side) for channels in (3, 1) for side in GUESSED_SIDES]
+        usual: list[tuple[int, ...]] = [(channels, side, side) for channels in (3, 1) for side in GUESSED_SIDES]
+        first = next((m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)), None)
+        if isinstance(first, nn.Conv2d):
+            return [(first.in_channels, side, side) for side in GUESSED_SIDES]
+        if isinstance(first, nn.Linear):
+            squares = [size for size in usual if math.prod(size) == first.in_features]
+            return [*squares, (first.in_features,), *usual]
+        return usual
 
     def images(self, batch: int, seed: int = 0, size: tuple[int, ...] | None = None) -> Tensor:
         """(batch, *input_size) smooth random pictures with noise, about zero mean and unit variance.
@@ -423,7 +439,8 @@ class ModelProbe:
 
     @cached_property
     def eval_run(self) -> EvalRun:
-        """Eval mode, measured on the untrained model, or on the trained copy where the untrained one answers a constant.
+        """Eval mode, measured on the untrained model, or on the trained copy where the untrained one answers a
+        constant.
 
         Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken.
         """
@@ -440,7 +457,8 @@ class ModelProbe:
         training_modules = [name or "the model" for name, module in model.named_modules() if module.training]
         before = {name: t.clone() for name, t in _float_state(model)}
         x, others = self.images(EVAL_BATCH), self.images(EVAL_BATCH, seed=1)
-        swapped = torch.cat([x[:1], others[1:]])
+        swapped = others.clone()
+        swapped[SAMPLE] = x[SAMPLE]
 
         given = x.clone()
         with torch.no_grad():
@@ -455,13 +473,14 @@ class ModelProbe:
             seconds = time.monotonic() - started
             seed_everything(0)
             other_logits = self.forward(model, others, "in eval mode")
-        gradient = self._gradient_of_first_sample(model, x)
-        leaked_gradient = gradient[1:].abs().max().item()
+        gradient = self._gradient_of_sample(model, x)
+        others_gradient = torch.cat([gradient[:SAMPLE], gradient[SAMPLE + 1 :]])
+        leaked_gradient = others_gradient.abs().max().item()
         scale = logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)
-        leaked_change = ((swapped_logits[:1] - logits[:1]).abs().max() / scale).item()
+        leaked_change = ((swapped_logits - logits)[SAMPLE].abs().max() / scale).item()
         return EvalRun(
             logits=logits,
-            own_gradient=gradient[:1].abs().max().item(),
+            own_gradient=gradient[SAMPLE].abs().max().item(),
             leaked_gradient=leaked_gradient,
             leaked_change=leaked_change,
             mixing_module=self._first_mixing(model, x, swapped) if leaked_gradient or leaked_change else "",
@@ -473,8 +492,8 @@ class ModelProbe:
             seconds=seconds,
         )
 
-    def _gradient_of_first_sample(self, model: nn.Module, x: Tensor) -> Tensor:
-        """d logits[0] / d x, the shape of `x`; zero where there is no path, or no backward pass."""
+    def _gradient_of_sample(self, model: nn.Module, x: Tensor) -> Tensor:
+        """d logits[SAMPLE] / d x, the shape of `x`; zero where there is no path, or no backward pass."""
         leaf = x.clone().requires_grad_()
         seed_everything(0)
         try:
@@ -484,7 +503,7 @@ class ModelProbe:
 
     @torch.no_grad()
     def _first_mixing(self, model: nn.Module, x: Tensor, swapped: Tensor) -> str:
-        """The innermost module that treats sample 0 differently when the others are swapped.
+        """The innermost module that treats the watched sample differently when the others are swapped.
 
         The hooks are set for this alone: modules may take another, differently rounded route when they are watched.
         """
@@ -495,9 +514,10 @@ class ModelProbe:
                 self.forward(model, batch, "in eval mode")
             runs.append(seen)
         first, then = runs
-        for name, seen in first.items():
-            if name in then and not _same(seen.output, then[name].output):
-                mixed_before = not _same(seen.input, then[name].input)
+        for name, before in first.items():
+            after = then.get(name, before)
+            if not _same(before.output, after.output):
+                mixed_before = not _same(before.input, after.input)
                 return self.describe(model, name.rpartition(".")[0] if mixed_before else name)
         return self.describe(model, "")
 
@@ -620,7 +640,9 @@ class ModelProbe:
         except ModelRaisedError as error:
             return GradientComparison(0, 0, [], [], f"the model does not run in float64 ({error.summary})")
         if slope.custom_functions:
-            return GradientComparison(0, 0, [], [], "the model defines its own backward pass, which may differ on purpose")
+            return GradientComparison(
+                0, 0, [], [], "the model defines its own backward pass, which may differ on purpose"
+            )
         names = list(slope.parameters)
         conclusive = False
         for seed in (0, 1):
@@ -635,7 +657,7 @@ class ModelProbe:
     def _disagreement(self, slope: _Slope, names: list[str]) -> GradientComparison:
         wrong, staircase = [], []
         worst = (0.0, 0.0)
-        for name in names:
+        for name in names[:: math.ceil(len(names) / TENSORS_COMPARED)]:
             autograd, difference, agreed = slope.compare([name], 2)
             if not agreed or _close(autograd, difference):
                 continue
@@ -648,7 +670,7 @@ class ModelProbe:
 
 
 class _Slope:
-    """The loss of a float64 copy of the model as a function of its parameters; randomness and buffers are held still."""
+    """The loss of a float64 copy of the model as a function of its parameters; all else is held still."""
 
     def __init__(self, probe: ModelProbe) -> None:
         self.model = without_dropout(probe.copy_of_model().train()).double()
@@ -656,8 +678,11 @@ class _Slope:
         self.labels = probe.labels(EVAL_BATCH)
         self.classes = probe.num_classes
         self.buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+        generator = torch.Generator().manual_seed(DIRECTION_SEED - 1)
         self.parameters = {
-            name: p.detach().clone().requires_grad_() for name, p in self.model.named_parameters() if p.requires_grad
+            name: (p.detach() + OFF_THE_KINKS * torch.randn(p.shape, generator=generator).to(p)).requires_grad_()
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
         }
         loss = self.loss(self.parameters)
         self.custom_functions = _has_custom_function(loss)
@@ -706,7 +731,7 @@ class _Slope:
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1), here because constructing any of torch.optim's imports the compiler: 1 s."""
+    """Adam (Kingma & Ba 2015, algorithm 1); constructing any of torch.optim's imports the compiler, which takes 1 s."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
         self.parameters = list(parameters)
@@ -734,14 +759,17 @@ class Adam:
 
 
 def main_logits(output: Any) -> Tensor:
-    """The logits among what a model returned: the tensor itself, or `.logits`, `["logits"]`, `["out"]`, or the first tensor.
+    """The logits among what a model returned: the tensor itself, or `.logits`, `["logits"]`, `["out"]`, or the first
+    tensor.
 
     Raises:
         TypeError: there is no tensor in it.
     """
     for tensor in _tensors_of(output):
         return tensor
-    raise TypeError(f"forward returns a {type(output).__name__} without a tensor in it; logits (batch, classes) are needed")
+    raise TypeError(
+        f"forward returns a {type(output).__name__} without a tensor in it; logits (batch, classes) are needed"
+    )
 
 
 def all_logits(output: Any, batch: int, num_classes: int) -> list[Tensor]:
@@ -825,13 +853,14 @@ def _float_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _input_gradient(logits: Tensor, leaf: Tensor) -> Tensor:
-    """d logits[0].sum() / d leaf, zero where there is no path."""
+    """The gradient of the watched sample's logits with respect to `leaf`, zero where there is no path."""
     if not logits.requires_grad:
         return torch.zeros_like(leaf)
     # A random weighting: the sum of a softmax is constant, and its gradient would vanish.
-    weights = torch.linspace(0.5, 1.5, logits[0].numel(), device=logits.device).reshape(logits[0].shape)
+    watched = logits[SAMPLE]
+    weights = torch.linspace(0.5, 1.5, watched.numel(), device=logits.device).reshape(watched.shape)
     with user_code("in backward in eval mode", TRAINING_RULE):
-        (gradient,) = torch.autograd.grad((logits[0] * weights).sum(), leaf, allow_unused=True)
+        (gradient,) = torch.autograd.grad((watched * weights).sum(), leaf, allow_unused=True)
     return torch.zeros_like(leaf) if gradient is None else gradient
 
 
@@ -875,14 +904,14 @@ class _Seen:
 
 @contextmanager
 def _watch_sample(model: nn.Module) -> Iterator[dict[str, _Seen]]:
-    """Record what each module receives and returns for sample 0, in the order in which they finish."""
+    """Record what each module receives and returns for the watched sample, in the order in which they finish."""
     seen: dict[str, _Seen] = {}
 
     def sample(value: Any) -> Tensor | None:
         if isinstance(value, tuple | list) and value:
             value = value[0]
         if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == EVAL_BATCH:
-            return value[0].detach().clone()
+            return value[SAMPLE].detach().clone()
         return None
 
     def watch(name: str) -> Any:

@@ -106,7 +106,7 @@ def _write_passed(report: Report, write: Callable[[str], None], escape: Callable
             write(f"      [dim]{check.code}[/] {check.name}: {escape(check.measured)}{expected}")
     silent = [check.name for check in passed if not check.measured]
     if silent:
-        write(f"      [dim]and not one[/] {escape(', '.join(silent))}")
+        write(f"      [dim]no sign of[/] {escape(', '.join(silent))}")
 
 
 def _reasons(skipped: list[Check]) -> str:

@@ -2,9 +2,9 @@
 
 torch writes the meta versions of most operations in Python, and each of them asks two questions that have nothing to
 do with a tensor of known size: "is this size a symbol?" (which imports sympy) and "is the compiler switched off
-here?" (which imports torch.compile). Together they cost a second of CPU time, as much as importing torch itself. `plain_sizes` answers both
-in their stead: no size is a symbol, and nothing is being compiled. Where that does not do, the caller runs the
-model on real tensors; so a shape found here is right, and a shape not found here costs time only.
+here?" (which imports torch.compile). Together they cost a second of CPU time, as much as importing torch itself.
+`plain_sizes` answers both in their stead: no size is a symbol, and nothing is being compiled. Where that does not do,
+the caller runs the model on real tensors; so a shape found here is right, and a shape not found here costs time only.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def _stand_in_for_algebra() -> ModuleType:
 
 @contextmanager
 def plain_sizes() -> Iterator[None]:
-    """While active, torch's meta operations take every size for a plain number; does nothing once the real modules are loaded."""
+    """While active, torch's meta operations take every size for a plain number.
+
+    Once the real modules have been imported, nothing is left to save, and this does nothing.
+    """
     if any(name in sys.modules for name in (COMPILER, SYMBOLS, ALGEBRA)):
         yield
         return
@@ -72,7 +75,7 @@ def plain_sizes() -> Iterator[None]:
         ALGEBRA: _stand_in_for_algebra(),
     }
     sys.modules.update(stand_ins)
-    torch._dynamo = stand_ins[COMPILER]  # type: ignore[assignment]
+    torch._dynamo = stand_ins[COMPILER]
     try:
         yield
     finally:

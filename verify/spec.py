@@ -40,8 +40,8 @@ class ParamCount:
 def parse_param_count(text: str | int, tolerance: str | None = None) -> ParamCount:
     """Read `86M`, `1.1M`, `86567656`, `86,567,656`.
 
-    A plain integer is exact; with a suffix (k, M, B or G) the tolerance is 1%. `tolerance` replaces either: a percentage
-    (`0.5%`), or a number of parameters (`1000`).
+    A plain integer is exact; with a suffix (k, M, B or G) the tolerance is 1%. `tolerance` replaces either: a
+    percentage (`0.5%`), or a number of parameters (`1000`).
 
     Raises:
         SpecError: the text is not a number of parameters, or not a tolerance.

@@ -1,10 +1,10 @@
 """Targets: what `--model` names, turned into a function that builds the model.
 
-    cnn                         a reference model of the kit
-    net.py:Net, net.py          a class, function or instance in a file
-    package.module:Net          the same in a module that can be imported
-    torchvision:resnet18        a model of torchvision, random weights
-    timm:resnet18               a model of timm, random weights
+cnn                         a reference model of the kit
+net.py:Net, net.py          a class, function or instance in a file
+package.module:Net          the same in a module that can be imported
+torchvision:resnet18        a model of torchvision, random weights
+timm:resnet18               a model of timm, random weights
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ def _import(load: Callable[[], Any], name: str) -> Any:
     except SystemExit as error:
         raise ModelExitedError("while it was imported", error.code) from None
     except Exception as error:
-        raise TargetError(f"{where_raised(error) or name} raises {type(error).__name__}: {_first_line(error)}") from None
+        raise TargetError(
+            f"{where_raised(error) or name} raises {type(error).__name__}: {_first_line(error)}"
+        ) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,8 @@
-"""The isolated child process: builds the model, applies the rules, and writes one JSON line for everything that happens.
+"""The isolated child process: builds the model, applies the rules, and writes one JSON line for everything that
+happens.
 
-It is started as `python -P -c "from verify.worker import main; main()" REQUEST EVENTS`, so that no file of the user's can
-shadow a module of ours before it is imported. Events go to a file and are flushed line by line: whatever the
+It is started as `python -P -c "from verify.worker import main; main()" REQUEST EVENTS`, so that no file of the user's
+can shadow a module of ours before it is imported. Events go to a file and are flushed line by line: whatever the
 user's code does to this process, what was found out before stays known.
 """
 
@@ -32,15 +33,24 @@ LONGEST_TRAINING = 15.0
 
 
 class CountingOutput(io.TextIOBase):
-    """Takes the place of the standard output: counts lines and drops them."""
+    """Takes the place of the standard output: counts lines and drops all but the start of the first."""
+
+    KEPT = 60
 
     def __init__(self) -> None:
         self.lines = 0
+        self.start = ""
 
     def write(self, text: str) -> int:
         """Count the lines in `text`."""
+        if not self.lines:
+            self.start = (self.start + text)[: self.KEPT]
         self.lines += text.count("\n")
         return len(text)
+
+    def summary(self) -> tuple[int, str]:
+        """The number of lines so far, and how the first one begins."""
+        return self.lines, self.start.partition("\n")[0]
 
 
 def main() -> None:
@@ -69,7 +79,7 @@ def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> Non
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     budget = min(LONGEST_TRAINING, TRAINING_SHARE * request["timeout"])
-    probe = ModelProbe(target, spec, device, budget, lambda: output.lines, threads)
+    probe = ModelProbe(target, spec, device, budget, output.summary, threads)
     _emit(events, event="target", name=target.name)
     reported: dict[str, str] = {}
     for rule in select_rules(spec.select, spec.ignore):
@@ -100,8 +110,8 @@ def apply(rule: Rule, probe: ModelProbe, reported: dict[str, str]) -> Iterator[C
     """The checks that a rule makes of a probe.
 
     Args:
-        reported: problem -> code of the rule that reported it; one mistake of the model stands in the way of many rules and is
-            reported once.
+        reported: problem -> code of the rule that reported it; one mistake of the model stands in the way of many
+        rules and is reported once.
     """
     start = time.monotonic()
     try:
@@ -132,7 +142,9 @@ def apply(rule: Rule, probe: ModelProbe, reported: dict[str, str]) -> Iterator[C
 
 
 def _raised(error: ModelRaisedError, reported: dict[str, str], code: str) -> Finding:
-    out_of_memory = "OutOfMemoryError" in error.summary or "allocate memory" in error.summary or "MemoryError" in error.summary
+    out_of_memory = (
+        "OutOfMemoryError" in error.summary or "allocate memory" in error.summary or "MemoryError" in error.summary
+    )
     finding = Finding(
         status=Status.ERROR if out_of_memory else Status.FAIL,
         measured=error.summary,

@@ -5,6 +5,8 @@ Every network takes (B, 3, 16, 16) and returns (B, 5) logits.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,6 +107,24 @@ class AttendsOverBatch(Base):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.features(x).flatten(2).transpose(1, 2)
         return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+class RunsAlongTheBatch(Base):
+    """A recurrent layer without batch_first: a sample sees those before it, and the first one sees nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(48, 16)
+        self.head = nn.Linear(16, CLASSES)
+        self.stem = self.block = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x.transpose(1, 2).flatten(2))[0][:, -1])
+
+
+class RelativeToTheFirst(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x[:1])
 
 
 class MixesBatchAndChannels(Base):
@@ -350,6 +370,8 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (SoftmaxOverBatch, "MOD104"),
     (NoRunningStatistics, "MOD104"),
     (AttendsOverBatch, "MOD104"),
+    (RunsAlongTheBatch, "MOD104"),
+    (RelativeToTheFirst, "MOD104"),
     (MixesBatchAndChannels, "MOD104"),
     (FunctionalDropout, "MOD105"),
     (DropoutMadeInForward, "MOD105"),
@@ -386,7 +408,15 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (HugeHead, "TRN401"),
     (InputZeroed, "TRN402"),
 ]
-WARNINGS = {"SigmoidBeforeLoss", "ReluOnLogits", "OverwritesInput", "Prints", "SharedBlocks", "KerasMomentum", "HugeHead"}
+WARNINGS = {
+    "SigmoidBeforeLoss",
+    "ReluOnLogits",
+    "OverwritesInput",
+    "Prints",
+    "SharedBlocks",
+    "KerasMomentum",
+    "HugeHead",
+}
 
 
 # -- healthy look-alikes -------------------------------------------------------------------------------------------
@@ -441,8 +471,17 @@ class StochasticDepth(Base):
 class ZeroGamma(Base):
     def __init__(self) -> None:
         super().__init__()
-        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.block = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        )
         nn.init.zeros_(self.block[-1].weight)
+
+
+class ZeroGammaThenRelu(ZeroGamma):
+    """At the start the sum is exactly 0 in many places, which is the kink of the ReLU behind it."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x).relu()
 
 
 class ZeroHead(Base):
@@ -631,6 +670,36 @@ class Tanh(Base):
         self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Tanh())
 
 
+class RowsAsSequence(nn.Module):
+    """Neither convolution nor a first linear layer says what the input is."""
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(48, 16, batch_first=True)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x.transpose(1, 2).flatten(2))[0][:, -1])
+
+
+class DeepPlain(nn.Module):
+    """Six layers without normalisation or skips, which memorise at a small learning rate only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 16, 32, 32, 64, 64, 64]
+        layers = [
+            layer
+            for i, (a, b) in enumerate(itertools.pairwise(widths))
+            for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(True), nn.MaxPool2d(2) if i % 2 else nn.Identity())
+        ]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
 class FastPathEncoder(Base):
     """nn.TransformerEncoder computes by another route without gradients, and rounds differently there."""
 
@@ -661,6 +730,8 @@ class WideLinear(nn.Module):
 
 
 HEALTHY: list[type[nn.Module]] = [
+    RowsAsSequence,
+    DeepPlain,
     FastPathEncoder,
     SlowMomentum,
     WideLinear,
@@ -671,6 +742,7 @@ HEALTHY: list[type[nn.Module]] = [
     DropoutEverywhere,
     StochasticDepth,
     ZeroGamma,
+    ZeroGammaThenRelu,
     ZeroHead,
     LayerScale,
     LogSoftmax,

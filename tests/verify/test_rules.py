@@ -27,7 +27,7 @@ def check(model: type[nn.Module], **spec: object) -> list[Check]:
     torch.manual_seed(0)
     output = CountingOutput()
     settings = Spec(model=model.__name__, num_classes=CLASSES, input_size=[3, 16, 16], **spec)
-    probe = ModelProbe(Target(model.__name__, model), settings, torch.device("cpu"), 10.0, lambda: output.lines)
+    probe = ModelProbe(Target(model.__name__, model), settings, torch.device("cpu"), 10.0, output.summary)
     reported: dict[str, str] = {}
     with contextlib.redirect_stdout(output):
         return [made for rule in select_rules([], []) for made in apply(rule, probe, reported)]
@@ -51,7 +51,9 @@ def test_healthy_model_is_silent(model: type[nn.Module]) -> None:
     assert not problems
 
 
-@pytest.mark.parametrize(("model", "pattern"), FROZEN_ON_PURPOSE.items(), ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.parametrize(
+    ("model", "pattern"), FROZEN_ON_PURPOSE.items(), ids=lambda value: getattr(value, "__name__", value)
+)
 def test_frozen_on_purpose_is_at_most_a_warning(model: type[nn.Module], pattern: str) -> None:
     checks = check(model)
     assert codes(checks, Status.FAIL, Status.ERROR) == set()
@@ -65,7 +67,13 @@ def test_every_rule_has_a_planted_bug() -> None:
 
 @pytest.mark.parametrize(
     ("expected", "status"),
-    [("1485", Status.PASS), ("1,485", Status.PASS), ("1.5k", Status.PASS), ("1486", Status.FAIL), ("1.6k", Status.FAIL)],
+    [
+        ("1485", Status.PASS),
+        ("1,485", Status.PASS),
+        ("1.5k", Status.PASS),
+        ("1486", Status.FAIL),
+        ("1.6k", Status.FAIL),
+    ],
 )
 def test_parameter_count(expected: str, status: Status) -> None:
     (count,) = [c for c in check(planted.Base, expect_params=expected) if c.code == "MOD103"]

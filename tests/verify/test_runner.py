@@ -149,7 +149,9 @@ def test_memory_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_output_of_the_model_never_reaches_ours(folder: Path) -> None:
-    code, report = verify_json(folder, "net.py:PrintsMegabytes", "--select", "MOD101,MOD102,MOD113", "--input-size", "3,16,16")
+    code, report = verify_json(
+        folder, "net.py:PrintsMegabytes", "--select", "MOD101,MOD102,MOD113", "--input-size", "3,16,16"
+    )
     assert code == 0
     assert statuses(report)["MOD113"] == "warn"
 
@@ -176,7 +178,8 @@ def test_nothing_is_left_in_the_project(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["net.py:Healthy", "net:Healthy", "pkg.model:Healthy", "pkg/model.py:Healthy", "net.py:make", "net.py:ready"]
+    "target",
+    ["net.py:Healthy", "net:Healthy", "pkg.model:Healthy", "pkg/model.py:Healthy", "net.py:make", "net.py:ready"],
 )
 def test_targets(folder: Path, target: str) -> None:
     code, report = verify_json(folder, target, *QUICK, "--expect-params", "1514")
@@ -270,9 +273,8 @@ def test_spec_of_a_project(folder: Path, tmp_path: Path) -> None:
 
 def test_formats(folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
-    result = kit(
-        folder, "verify", "--model", "net.py:Frozen", "--select", "MOD101,MOD102,GRD303", "--input-size", "3,16,16", "--format", "junit", "-o", str(report)
-    )  # fmt: skip
+    target = ("--model", "net.py:Frozen", "--input-size", "3,16,16", "--select", "MOD101,MOD102,GRD303")
+    result = kit(folder, "verify", *target, "--format", "junit", "-o", str(report))
     assert (result.returncode, result.stdout) == (1, "")
     suite = ElementTree.parse(report).getroot()[0]
     assert suite.attrib["tests"] == "3"

@@ -1,8 +1,8 @@
 """The catalogue of rules: one module a family, one function a rule.
 
-A rule is a pure function of what a probe measured. It yields a `Finding` for each problem; a rule that yields nothing, or
-a finding whose status is `PASS`, has passed. Its docstring is its page: the first line is the title, the rest is printed
-by `kit explain CODE` and becomes the rule's entry in docs/rules.md.
+A rule is a pure function of what a probe measured. It yields a `Finding` for each problem; a rule that yields
+nothing, or a finding whose status is `PASS`, has passed. Its docstring is its page: the first line is the title, the
+rest is printed by `kit explain CODE` and becomes the rule's entry in docs/rules.md.
 
 Rule modules never import torch, so that listing and explaining rules stays instant; what needs torch is in the probe.
 """

@@ -19,10 +19,11 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
     Why it matters: it keeps its random initial value for ever, and nothing says so.
     Found by: the gradients of a real loss over several training steps; a parameter counts as reached if its gradient is
     non-zero at any of them. (That a gradient exists proves nothing: it may be all zeros.)
-    Not an error: a gradient of zero at the first step (zero-initialised branches and heads), and biases whose gradient is zero
-    by mathematics, such as one before a batch norm.
+    Not an error: a gradient of zero at the first step (zero-initialised branches and heads), and biases whose
+    gradient is zero by mathematics, such as one before a batch norm.
 
-    Wrong: `x = self.block(x).detach()`, a layer that forward never calls, `with torch.no_grad():` around a part of forward
+    Wrong: `x = self.block(x).detach()`, a layer that forward never calls, `with torch.no_grad():` around a part of
+    forward
     Right: every layer of the constructor is used in forward, and nothing cuts the graph
     """
     seen = probe.rehearsal
@@ -43,7 +44,7 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
         expected="every trainable tensor has a non-zero gradient at some step",
         message=_reason(probe, dead),
         location=shortlist(dead),
-        hint="look for .detach(), .data, .item(), torch.no_grad() or torch.tensor(...) on the way from there to the output, "
+        hint="look for .detach(), .data, .item(), torch.no_grad() or torch.tensor(...) on the way to the output, "
         "or for a layer that forward does not use",
     )
 
@@ -74,7 +75,7 @@ def gradient_not_finite(probe: ModelProbe) -> Iterator[Finding]:
             measured=seen.non_finite,
             expected="finite numbers",
             message=f"not finite with ordinary inputs at learning rate {seen.learning_rate:g}",
-            hint="a log or sqrt of 0, a division by a norm or standard deviation that can be 0, an exp without a maximum subtracted?",
+            hint="a log or sqrt of 0, a division by a norm that can be 0, an exp without its maximum subtracted?",
         )
 
 
@@ -83,8 +84,8 @@ def parameter_frozen(probe: ModelProbe) -> Iterator[Finding]:
     """A parameter with random values is frozen.
 
     Why it matters: it was never trained and never will be.
-    Found by: parameters with `requires_grad=False` whose values differ between two builds, so that they come from the random
-    initialisation and from no file.
+    Found by: parameters with `requires_grad=False` whose values differ between two builds, so that they come from the
+    random initialisation and from no file.
     Not an error: pretrained or fixed values, which every build has alike, and what the spec lists under `frozen`.
 
     Wrong: `for p in self.layer2.parameters(): p.requires_grad = False` in a model that is trained from scratch
@@ -119,10 +120,10 @@ def gradient_mismatch(probe: ModelProbe) -> Iterator[Finding]:
     """Autograd's gradient is not the slope of the loss.
 
     Why it matters: training follows a wrong direction; it still goes down, slowly, and ends worse.
-    Found by: moving the parameters along random directions in float64 and comparing how the loss changes with what autograd
-    says; the two must agree within 1%.
-    Not an error: models that define their own backward pass (`torch.autograd.Function`), and straight-through estimators, where the
-    loss itself has no slope. Both are left alone.
+    Found by: moving the parameters along random directions in float64 and comparing how the loss changes with what
+    autograd says; the two must agree within 1%.
+    Not an error: models that define their own backward pass (`torch.autograd.Function`), and straight-through
+    estimators, where the loss itself has no slope. Both are left alone.
 
     Wrong: `x.detach() + self.block(x)`
     Right: `x + self.block(x)`
@@ -130,13 +131,15 @@ def gradient_mismatch(probe: ModelProbe) -> Iterator[Finding]:
     result = probe.gradient_comparison
     if result.reason_skipped:
         yield Finding(status=Status.SKIP, message=result.reason_skipped)
+    elif result.wrong and not set(result.wrong) & probe.rehearsal.moved:
+        yield Finding(status=Status.SKIP, message="these parameters have no gradient at all (GRD301)")
     elif result.wrong:
         yield Finding(
             measured=f"autograd {result.autograd:.3g}, finite difference {result.difference:.3g}",
             expected="equal within 1%",
             message=f"the gradient of {plural(len(result.wrong), 'tensor')} misses a part of what they do to the loss",
             location=shortlist(result.wrong),
-            hint="look for .detach(), .data or torch.no_grad() on one of two paths, such as a skip connection, after these layers",
+            hint="look for .detach(), .data or torch.no_grad() on one of two paths, such as a skip connection",
         )
     elif result.staircase:
         message = f"the loss jumps with {shortlist(result.staircase)}: a straight-through estimator?"

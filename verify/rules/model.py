@@ -33,7 +33,8 @@ def model_builds(probe: ModelProbe) -> Iterator[Finding]:
 def output_shape(probe: ModelProbe) -> Iterator[Finding]:
     """The output is not one row of logits a sample.
 
-    Why it matters: a `squeeze` or `view` that fits the training batch breaks on the last, smaller batch, and on the single image that is served.
+    Why it matters: a `squeeze` or `view` that fits the training batch breaks on the last, smaller batch, and on the
+    single image that is served.
     Found by: running the model in eval mode on batches of 1, 2 and 5, on the meta device where that works.
     Not an error: auxiliary heads; the first tensor, or the one called `logits` or `out`, is judged.
 
@@ -88,7 +89,8 @@ def _shape_hint(batch: int, shape: tuple[int, ...], classes: int | None) -> str:
 def parameter_count(probe: ModelProbe) -> Iterator[Finding]:
     """The number of parameters is not the expected one.
 
-    Why it matters: a layer too wide, a missing bias or a forgotten block changes the count and nothing else that one would notice.
+    Why it matters: a layer too wide, a missing bias or a forgotten block changes the count and nothing else that one
+    would notice.
     Found by: counting elements of distinct parameters on the meta device, without memory; buffers do not count.
     Not an error: tied weights count once.
     """
@@ -114,30 +116,34 @@ def sample_leak(probe: ModelProbe) -> Iterator[Finding]:
     """A sample's output depends on the other samples of its batch.
 
     Why it matters: accuracy then depends on what happens to share a batch, and serving one image gives another answer.
-    Found by: in eval mode, the gradient of one sample's logits with respect to every other input must be exactly zero, and
-    replacing the other inputs must not change them.
+    Found by: in eval mode, the gradient of one sample's logits with respect to every other input must be exactly
+    zero, and replacing the other inputs must not change them.
     Not an error: batch statistics in train mode.
 
-    Wrong: `x - x.mean(dim=0)`, `x.view(-1, batch)`, attention without `batch_first=True`, batch norm without running statistics
+    Wrong: `x - x.mean(dim=0)`, `x.view(-1, batch)`, attention without `batch_first=True`, batch norm without running
+    statistics
     Right: normalise over channels or pixels, or use `nn.BatchNorm2d` with its running statistics
     References: Karpathy 2019, "A Recipe for Training Neural Networks": use backprop to chart dependencies.
     """
     run = probe.eval_run
+    if not run.logits.isfinite().all():
+        yield Finding(status=Status.SKIP, message="the logits are not finite (GRD302)")
+        return
     if run.repeat_change and not run.leaked_gradient:
         yield Finding(status=Status.SKIP, message="two passes over one batch differ already (MOD105)")
         return
     if run.leaked_gradient or run.leaked_change > LEAK_TOLERANCE:
         yield Finding(
-            measured=f"|d logits[0] / d x[1:]| up to {run.leaked_gradient:.1e}, "
-            f"logits[0] moves by {run.leaked_change:.0%} with the others",
+            measured=f"|d logits[i] / d x[j]| up to {run.leaked_gradient:.1e}, "
+            f"logits[i] moves by {run.leaked_change:.1%} with the other samples",
             expected="0",
             message="in eval mode the logits of a sample change with the other samples of the batch",
             location=run.mixing_module,
-            hint="something computes over dimension 0: a mean, a softmax, a view that mixes batch and features, a batch norm "
-            "without running statistics, or attention without batch_first",
+            hint="something computes over dimension 0: a mean, a softmax, a view that mixes batch and features, "
+            "a batch norm without running statistics, or attention without batch_first",
         )
         return
-    yield Finding(status=Status.PASS, measured="|d logits[0] / d x[1:]| = 0", expected="0")
+    yield Finding(status=Status.PASS, measured="|d logits[i] / d x[j]| = 0", expected="0")
 
 
 @rule("MOD105")
@@ -197,7 +203,8 @@ def state_dict_incomplete(probe: ModelProbe) -> Iterator[Finding]:
 def layer_not_registered(probe: ModelProbe) -> Iterator[Finding]:
     """Layers or parameters are hidden in a Python list, tuple or dict.
 
-    Why it matters: `parameters()`, `to(device)`, `state_dict()` and `eval()` do not see them: they are never trained, moved, saved.
+    Why it matters: `parameters()`, `to(device)`, `state_dict()` and `eval()` do not see them: they are never trained,
+    moved, saved.
     Found by: walking the attributes of every module; only what also runs in forward is reported.
     Not an error: a list of layers that are registered elsewhere too, or that forward never calls.
 
@@ -220,7 +227,8 @@ def input_ignored(probe: ModelProbe) -> Iterator[Finding]:
     """The logits do not depend on the input.
 
     Why it matters: the model can only learn how frequent the classes are.
-    Found by: logits of two different batches, and the gradient with respect to the input, before and after a few training steps.
+    Found by: logits of two different batches, and the gradient with respect to the input, before and after a few
+    training steps.
     Not an error: a zero-initialised head or residual branch, which answers a constant until the first step.
     """
     run = probe.eval_run
@@ -261,7 +269,8 @@ def output_is_probability(probe: ModelProbe) -> Iterator[Finding]:
     """The model returns probabilities where the loss expects logits.
 
     Why it matters: cross entropy applies a softmax itself; on probabilities its loss cannot fall below
-    ln(e + C - 1) - 1 (1.46 for 10 classes), gradients shrink and accuracy stalls. The initial loss looks right all the same.
+    ln(e + C - 1) - 1 (1.46 for 10 classes), gradients shrink and accuracy stalls. The initial loss looks right all
+    the same.
     Found by: rows of the output in train mode that are non-negative and sum to 1.
     Not an error: log-softmax, which cross entropy leaves as it is; a softmax that only eval mode applies.
 
@@ -348,14 +357,18 @@ def input_overwritten(probe: ModelProbe) -> Iterator[Finding]:
 def prints(probe: ModelProbe) -> Iterator[Finding]:
     """The model prints while it is built or run.
 
-    Why it matters: a line a batch floods the log of a long run, slows it down, and spoils the output of every program that is read by another.
+    Why it matters: a line a batch floods the log of a long run, slows it down, and spoils the output of every program
+    that is read by another.
     Found by: counting the lines that Python code writes to the standard output.
     Not an error: the `logging` module, and warnings on the standard error.
     """
-    lines = probe.printed_lines()
+    lines, first = probe.printed()
     if lines:
         yield Finding(
-            measured=plural(lines, "line"), expected="0", message="forgotten print calls?", hint="use the logging module"
+            measured=f"{plural(lines, 'line')}, the first: {first!r}",
+            expected="0 lines",
+            message="a forgotten print call?",
+            hint="use the logging module",
         )
 
 
@@ -365,7 +378,8 @@ def layer_repeated(probe: ModelProbe) -> Iterator[Finding]:
 
     Why it matters: the copies share their weights, so a network of depth n has the capacity of one block.
     Found by: identical objects with parameters within one Sequential or ModuleList.
-    Not an error: sharing on purpose, as in ALBERT; which is why this is a warning. Repeated activations have no weights.
+    Not an error: sharing on purpose, as in ALBERT; which is why this is a warning. Repeated activations have no
+    weights.
 
     Wrong: `nn.Sequential(*[Block()] * 6)`
     Right: `nn.Sequential(*(Block() for _ in range(6)))`
@@ -385,8 +399,8 @@ def layer_repeated(probe: ModelProbe) -> Iterator[Finding]:
 def batch_norm_momentum(probe: ModelProbe) -> Iterator[Finding]:
     """A batch norm's momentum follows the convention of another framework.
 
-    Why it matters: in PyTorch momentum is the weight of the new batch, so 0.99 forgets everything but the last batch, and eval
-    mode is far worse than train mode. Elsewhere it is the weight of the past.
+    Why it matters: in PyTorch momentum is the weight of the new batch, so 0.99 forgets everything but the last batch,
+    and eval mode is far worse than train mode. Elsewhere it is the weight of the past.
     Found by: momentum above 0.5.
     Not an error: None, which averages over all batches; small values, which are slow and not wrong.
 

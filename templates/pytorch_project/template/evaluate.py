@@ -9,7 +9,7 @@ per_class_accuracy.png and misclassified.png to runs/<run id>/evaluation/<split>
 the test images; choose between models by their validation accuracy. Exit code 0: done, 2: wrong use.
 """
 
-import engine.interrupt  # noqa: F401  (first: Ctrl-C is quiet while the rest is imported)
+import engine.startup  # noqa: F401  (first: it concerns the imports below)
 
 # isort: split
 import argparse

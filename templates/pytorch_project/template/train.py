@@ -9,7 +9,7 @@ exactly where it stopped. Best and last checkpoint are in checkpoints/, metrics.
 curves in runs/<run id>/. Exit code 0: done, 1: failed, 2: wrong use, 130: interrupted and saved.
 """
 
-import engine.interrupt  # noqa: F401  (first: Ctrl-C is quiet while the rest is imported)
+import engine.startup  # noqa: F401  (first: it concerns the imports below)
 
 # isort: split
 import argparse

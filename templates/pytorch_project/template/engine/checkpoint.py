@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from engine.config import Config
-from engine.errors import UserError, describe_os_error
+from engine.errors import UserError, naming
 
 FOLDER = Path("checkpoints")
 LAST, BEST, CONFIG = FOLDER / "last.pt", FOLDER / "best.pt", FOLDER / "config.yaml"
@@ -44,8 +44,12 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         with atomic_file(path) as file:
             torch.save(checkpoint, file)
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        reason = describe_os_error(error) if isinstance(error, OSError) else str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        # torch.save closes its archive after a failed write, and that fails with a RuntimeError on top of the reason.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        reason = cause.strerror
         kept = "; the checkpoint saved before is kept" if path.exists() else ""
         raise UserError(f"{path} could not be written ({reason}){kept}; free some space and start again") from None
 
@@ -59,7 +63,7 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with naming(path), os.fdopen(descriptor, "wb") as file:
             yield file
             if sync:
                 file.flush()

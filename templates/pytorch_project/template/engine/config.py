@@ -76,6 +76,10 @@ class Config(BaseModel):
         """All keys and values, as plain Python, without counting as a look at any of them."""
         return self.model_dump()
 
+    def used(self) -> dict[str, Any]:
+        """The keys that something has looked at, and their values."""
+        return {key: value for key, value in self.as_dict().items() if key in self._read}
+
 
 CONFIG_KEYS = frozenset(Config.model_fields)
 

@@ -1,7 +1,9 @@
 """A mistake that the user can mend, and how every script of the project reports one."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -39,6 +41,16 @@ def run_script(main: Callable[[], int]) -> int:
     except OSError as error:
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return EXIT_WRONG_USE
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of writing in this block say which file it was; a full disk alone does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def describe_os_error(error: OSError) -> str:

@@ -1,5 +1,6 @@
 """The folder of a run: metrics.jsonl, status.json, TensorBoard curves and the configuration."""
 
+import contextlib
 import json
 import os
 import time
@@ -11,7 +12,7 @@ import yaml
 
 from engine.checkpoint import atomic_file
 from engine.config import Config
-from engine.errors import TrainingFailedError, UserError
+from engine.errors import TrainingFailedError, UserError, naming
 from engine.progress import Progress
 
 RUNS = Path("runs")
@@ -67,19 +68,20 @@ class Run:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.update_status(state="interrupted", message="ended at once, without saving")
-        elif kind is not None:
-            message = str(error) if issubclass(kind, (UserError, TrainingFailedError)) else f"{kind.__name__}: {error}"
-            self.update_status(state="failed", message=message)
-        self._metrics.close()
-        self._tensorboard.close()
+        if kind is not None:
+            # A full disk may be the reason; then these fail as well, and must not take the place of the first error.
+            with contextlib.suppress(OSError):
+                self.update_status(**_ending(kind, error))
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self._metrics.close()
+            self._tensorboard.close()
 
     def log(self, kind: str, *, step: int, **values: Any) -> None:
         """Add a line to metrics.jsonl: `kind` is "train" (some batches) or "epoch"."""
         line = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        with naming(self.folder / "metrics.jsonl"):
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
 
     def plot(self, step: int, **values: float) -> None:
         """Add a point to TensorBoard curves; two underscores in a name stand for a slash. `step` counts batches.
@@ -117,6 +119,14 @@ class Run:
                     file.write((line + "\n").encode())
 
 
+def _ending(kind: type[BaseException], error: BaseException | None) -> dict[str, str]:
+    """State and message of a run that `error` ended."""
+    if issubclass(kind, KeyboardInterrupt):
+        return {"state": "interrupted", "message": "ended at once, without saving"}
+    message = str(error) if issubclass(kind, UserError | TrainingFailedError) else f"{kind.__name__}: {error}"
+    return {"state": "failed", "message": message}
+
+
 def _was_before(line: str, progress: Progress) -> bool:
     try:
         entry = json.loads(line)
@@ -134,6 +144,6 @@ def write_json(content: dict[str, Any], path: Path, *, sync: bool = True) -> Non
 
 
 def write_config(config: Config, path: Path) -> None:
-    """Write all settings, defaults included, as YAML that `--config` reads."""
+    """Write all settings that were used, defaults included, as YAML that `--config` reads."""
     with atomic_file(path) as file:
-        file.write(yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
+        file.write(yaml.safe_dump(config.used(), sort_keys=False).encode())

@@ -1,5 +1,6 @@
 import itertools
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ def test_a_run_leaves_what_it_should(run_train, capsys):
     assert len(metrics("train")) == 15
     assert [line["lr"] for line in metrics("epoch")] == pytest.approx([1e-3, 7.5e-4, 2.5e-4])
     for path in (ckpt.CONFIG, the_run() / "config.yaml"):
-        assert yaml.safe_load(path.read_text()) == last()["config"]
+        assert yaml.safe_load(path.read_text()).items() <= last()["config"].items()
+    assert run_train("--config", str(ckpt.CONFIG)) == 0
+    assert "complete after 3 epochs already" in capsys.readouterr().out
     assert list(the_run().glob("events.out.tfevents.*"))
 
 
@@ -96,17 +99,25 @@ def test_non_finite_loss_stops_and_can_be_replayed(run_train, capsys):
     assert (status()["state"], status()["message"]) == ("failed", error.removeprefix("error: ").strip())
 
 
-def test_full_disk_ends_in_one_line(run_train, monkeypatch, capsys):
+def test_full_disk_ends_in_one_line(run_train, capsys):
     assert run_train("--set", "epochs=1") == 0
-
-    def no_space(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", no_space)
-    assert run_train("--set", "epochs=2") == 2
-    assert capsys.readouterr().err.strip().endswith("free some space and start again")
-    assert status()["state"] == "failed"
-    assert last()["epoch"] == 1
+    before = ckpt.LAST.read_bytes(), metrics()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 2**20):  # room for nothing; for all but a checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            code = run_train("--set", "epochs=2", "optimizer=adam")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        error = capsys.readouterr().err
+        assert (code, error.count("\n")) == (2, 1), error
+        assert "File too large" in error
+        assert ckpt.LAST.read_bytes() == before[0]
+        assert metrics()[: len(before[1])] == before[1]
+        assert not list(Path("checkpoints").glob(".last*"))
+    assert "best.pt could not be written (File too large); the checkpoint saved before is kept" in error
+    assert (status()["state"], status()["message"]) == ("failed", error.removeprefix("error: ").strip())
+    assert run_train("--set", "epochs=2") == 0
 
 
 def test_two_trainings_at_once(run_train, capsys):
