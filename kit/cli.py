@@ -71,20 +71,25 @@ def new(
     dataset: Annotated[str, typer.Option(help="Data set: cifar10, or digits (small, needs no network).")] = "cifar10",
     config: Annotated[str, typer.Option(help="Kind of configuration: yaml.")] = "yaml",
     tracker: Annotated[str, typer.Option(help="Experiment tracker: tensorboard.")] = "tensorboard",
+    deploy: Annotated[
+        bool, typer.Option("--deploy/--no-deploy", help="Add what serves the model; only --no-deploy so far.")
+    ] = False,
     data: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other answer; repeatable.")] = None,
 ) -> None:
     """Scaffold a project: data, model, training, evaluation, tests and an acceptance spec."""
     from kit.scaffold import ScaffoldError, new_project
 
+    if deploy:
+        raise fail("--deploy: the template has nothing to deploy a model with; leave it out")
+    answers = dict(_key_value(item, "--data") for item in data or [])
+    options = {"model": model, "dataset": dataset, "config": config, "tracker": tracker}
     try:
-        answers = dict(_key_value(item, "--data") for item in data or [])
-        project = new_project(dest, model=model, dataset=dataset, config=config, tracker=tracker, data=answers)
+        project = new_project(dest, **options, data=answers)
     except ScaffoldError as error:
         raise fail(error) from None
-    folder = shlex.quote(str(dest))
-    typer.echo(
-        f"Created {project}. Next:\n  cd {folder}\n  kit verify\n  python train.py --set epochs=2\n  python evaluate.py"
-    )
+    quick = "python train.py --set dataset=digits --set epochs=5"
+    steps = [f"cd {shlex.quote(str(dest))}", "kit verify", f"{quick}   # seconds, no download", "python evaluate.py"]
+    typer.echo("\n  ".join([f"Created {project}. Next:", *steps]))
 
 
 @app.command()
@@ -193,7 +198,7 @@ class Outputs:
 
         if not self.file:
             console = Console(highlight=False, soft_wrap=True)
-            render_text(report, title, console.print)
+            render_text(report, title, console.print, console.width if console.is_terminal else None)
             return
         with _opened(self.file) as stream:
             console = Console(file=stream, highlight=False, soft_wrap=True)

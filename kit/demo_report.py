@@ -73,10 +73,11 @@ def describe_run(run: Run, data: str, train_command: list[str]) -> list[Section]
 
 def _result(run: Run, data: str) -> Section:
     test, tested_epoch = run.test, run.test["epoch"]
+    seconds = sum(epoch["seconds"] for epoch in run.epochs)
     facts = {
         "Test accuracy": f"{test['accuracy']:.2%} of {test['samples']:,} images that training never saw",
         "Test loss": f"{test['loss']:.4f}",
-        "Training": f"{plural(run.epochs[-1]['epoch'], 'epoch')} in {sum(epoch['seconds'] for epoch in run.epochs):.0f} s",
+        "Training": f"{plural(run.epochs[-1]['epoch'], 'epoch')} in {seconds:.0f} s",
         "Data": data,
         "Run": f"{run.folder.name}, reported {datetime.now():%Y-%m-%d %H:%M} by kit {__version__}",
     }
@@ -90,8 +91,8 @@ def _result(run: Run, data: str) -> Section:
 def _training(run: Run) -> Section:
     last = run.epochs[-1]
     alt = (
-        f"Loss, accuracy, learning rate and gradient norm over {plural(last['epoch'], 'epoch')}; at the end training accuracy "
-        f"{last['train_accuracy']:.1%}, validation accuracy {last['val_accuracy']:.1%}."
+        f"Loss, accuracy, learning rate and gradient norm over {plural(last['epoch'], 'epoch')}; at the end training "
+        f"accuracy {last['train_accuracy']:.1%}, validation accuracy {last['val_accuracy']:.1%}."
     )
     caption = (
         "Training numbers are means over an epoch in which the weights change, on augmented images; so validation may "

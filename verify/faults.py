@@ -84,17 +84,9 @@ def _short(filename: str) -> str:
 
 
 def class_location(cls: type) -> str:
-    """`file:line` of the class if it is the user's, else nothing; cheap, as it reads no source file."""
-    module = sys.modules.get(cls.__module__)
-    filename = getattr(module, "__file__", None)
+    """`file:line` of the class's forward if it is the user's, else nothing; cheap, as it reads no source file."""
+    forward = getattr(vars(cls).get("forward"), "__code__", None)
+    filename = forward.co_filename if forward else getattr(sys.modules.get(cls.__module__), "__file__", None)
     if not filename or _is_library(filename):
         return ""
-    first_lines = [code.co_firstlineno for code in _codes(cls)]
-    return f"{_short(filename)}:{min(first_lines)}" if first_lines else _short(filename)
-
-
-def _codes(cls: type) -> Iterator:
-    for name in ("__init__", "forward"):
-        code = getattr(vars(cls).get(name), "__code__", None)
-        if code is not None:
-            yield code
+    return f"{_short(filename)}:{forward.co_firstlineno}" if forward else _short(filename)

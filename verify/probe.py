@@ -517,8 +517,9 @@ class ModelProbe:
         for name, before in first.items():
             after = then.get(name, before)
             if not _same(before.output, after.output):
-                mixed_before = not _same(before.input, after.input)
-                return self.describe(model, name.rpartition(".")[0] if mixed_before else name)
+                while name and not _same(first[name].input, then[name].input):
+                    name = name.rpartition(".")[0]  # it received mixed samples, so whoever called it mixed them
+                return self.describe(model, name)
         return self.describe(model, "")
 
     def describe(self, model: nn.Module, name: str) -> str:

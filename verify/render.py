@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from textwrap import wrap
 from xml.etree import ElementTree
 
 from verify.report import Check, Report, Status, plural
 
+INDENT = " " * 6
 ORDER = (Status.FAIL, Status.ERROR, Status.WARN)
 STYLE = {Status.FAIL: "bold red", Status.ERROR: "bold magenta", Status.WARN: "yellow"}
 LABEL = {Status.FAIL: "FAIL", Status.ERROR: "ERROR", Status.WARN: "WARN"}
@@ -64,14 +66,19 @@ def describe(check: Check) -> str:
     return ": ".join(part for part in (check.location, check.message, facts) if part)
 
 
-def render_text(report: Report, title: str, write: Callable[[str], None]) -> None:
+def render_text(report: Report, title: str, write: Callable[[str], None], width: int | None = None) -> None:
     """The verdict as a person reads it: problems first, then what held, then what was not checked.
 
     Args:
         title: the command, for the first line.
         write: prints a line of rich markup.
+        width: characters in a line of the terminal; None for a file, where lines stay whole.
     """
     from rich.markup import escape
+
+    def write_indented(text: str, style: str = "") -> None:
+        for line in wrap(text, width - len(INDENT)) if width else [text]:
+            write(INDENT + (f"[{style}]{escape(line)}[/]" if style else escape(line)))
 
     write(f"[bold]{escape(title)}[/]   {verdict(report)} in {report.seconds:.1f} s on {escape(report.device)}")
     for status in ORDER:
@@ -79,11 +86,16 @@ def render_text(report: Report, title: str, write: Callable[[str], None]) -> Non
             where = f"  {escape(check.location)}" if check.location else ""
             write(f"[{STYLE[status]}]{LABEL[status]:5}[/] [bold]{check.code}[/] {check.name}{where}")
             for line in _body(check):
-                write(f"      {escape(line)}")
-    _write_passed(report, write, escape)
-    skipped = report.of(Status.SKIP)
+                write_indented(line)
+    passed, skipped = report.of(Status.PASS), report.of(Status.SKIP)
+    if passed:
+        write(f"[green]ok[/]    {plural(len(passed), 'check')}")
+        for line in _held(passed):
+            write_indented(line)
     if skipped:
-        write(f"[dim]skip[/]  {plural(len(skipped), 'check')}: {escape(_reasons(skipped))}")
+        write(f"[dim]skip[/]  {plural(len(skipped), 'check')}")
+        for line in _reasons(skipped):
+            write_indented(line, "dim")
     for note in report.notes:
         write(f"[dim]note[/]  {escape(note)}")
 
@@ -95,25 +107,21 @@ def _body(check: Check) -> list[str]:
     return [*lines, *([f"fix: {check.hint}"] if check.hint else [])]
 
 
-def _write_passed(report: Report, write: Callable[[str], None], escape: Callable[[str], str]) -> None:
-    passed = report.of(Status.PASS)
-    if not passed:
-        return
-    write(f"[green]ok[/]    {plural(len(passed), 'check')}")
+def _held(passed: list[Check]) -> list[str]:
+    lines = []
     for check in passed:
         if check.measured:
-            expected = f"  [dim](expected {escape(check.expected)})[/]" if check.expected else ""
-            write(f"      [dim]{check.code}[/] {check.name}: {escape(check.measured)}{expected}")
+            expected = f"  (expected {check.expected})" if check.expected else ""
+            lines.append(f"{check.code} {check.name}: {check.measured}{expected}")
     silent = [check.name for check in passed if not check.measured]
-    if silent:
-        write(f"      [dim]no sign of[/] {escape(', '.join(silent))}")
+    return [*lines, f"no sign of {', '.join(silent)}"] if silent else lines
 
 
-def _reasons(skipped: list[Check]) -> str:
+def _reasons(skipped: list[Check]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for check in skipped:
         by_reason.setdefault(check.message, []).append(check.code)
-    return "; ".join(f"{', '.join(codes)}: {reason}" for reason, codes in by_reason.items())
+    return [f"{', '.join(codes)}: {reason}" for reason, codes in by_reason.items()]
 
 
 def verdict(report: Report) -> str:

@@ -166,8 +166,8 @@ def test_everything_is_escaped(report: Report) -> None:
     report = Report(target=NASTY, device=NASTY, torch=NASTY, checks=[nasty, skipped, held], notes=[NASTY])
     page = Page(render_html(report, NASTY, [section]))
     assert "script" not in {tag for tag, _ in page.tags}
-    # 1 document title, 1 heading, 6 of the finding, 2 skipped, 3 held, 1 note, 2 in the environment (device, PyTorch), the
-    # target, and 6 of the section (the text alternative is an attribute)
+    # The command twice, 6 of the finding, 2 of the skipped and 3 of the held check, 1 note, 3 facts of the environment,
+    # and 6 of the section, whose text alternative is an attribute.
     assert page.text.count(NASTY) == 2 + 6 + 2 + 3 + 1 + 3 + 6
     assert [image["alt"] for image in page.attributes("img")] == [NASTY]
 

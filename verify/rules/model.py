@@ -183,19 +183,21 @@ def state_dict_incomplete(probe: ModelProbe) -> Iterator[Finding]:
     if probe.eval_run.repeat_change:
         yield Finding(status=Status.SKIP, message="two passes over one batch differ already (MOD105)")
         return
+    if probe.unregistered:
+        yield Finding(status=Status.SKIP, message="layers that are not registered are not saved either (MOD107)")
+        return
     problem, difference = probe.round_trip
     if problem:
         yield Finding(
             measured=problem, expected="loads strictly", message="the state dict does not load into a new model"
         )
     elif difference > 0:
-        names = [*probe.unsaved_tensors, *probe.unregistered]
         yield Finding(
             measured=f"logits differ by up to {difference:.1e}",
             expected="equal bit for bit",
             message="the state dict does not hold everything that the output depends on",
-            location=shortlist(names),
-            hint="make it an nn.Parameter (learned) or register_buffer (fixed); keep layers in an nn.ModuleList",
+            location=shortlist(probe.unsaved_tensors),
+            hint="make it an nn.Parameter (learned) or register_buffer (fixed)",
         )
 
 
