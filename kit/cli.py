@@ -82,9 +82,8 @@ def new(
     if deploy:
         raise fail("--deploy: the template has nothing to deploy a model with; leave it out")
     answers = dict(_key_value(item, "--data") for item in data or [])
-    options = {"model": model, "dataset": dataset, "config": config, "tracker": tracker}
     try:
-        project = new_project(dest, **options, data=answers)
+        project = new_project(dest, model=model, dataset=dataset, config=config, tracker=tracker, data=answers)
     except ScaffoldError as error:
         raise fail(error) from None
     quick = "python train.py --set dataset=digits --set epochs=5"
@@ -303,7 +302,9 @@ def explain(code: Annotated[str, typer.Argument(help="The code of a rule, such a
 @app.command()
 def demo(
     dest: Annotated[Path, typer.Argument(help="Folder for the demo project and its report.")] = Path("kit-demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs to train.")] = 5,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs to train: 12 with the digits, 1 with CIFAR-10.")
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) instead of using the embedded digits.")
     ] = False,

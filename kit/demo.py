@@ -126,7 +126,7 @@ def choose_data(download: bool) -> Data:
         return _cifar10("CIFAR-10, because of --download (170 MB, once)", {})
     return Data(
         dataset="digits",
-        why="the 1,797 handwritten digits that come with scikit-learn; KIT_DATA and --download choose CIFAR-10",
+        why="the 1,797 handwritten digits of scikit-learn, as neither KIT_DATA nor --download asks for CIFAR-10",
         epochs=12,
         takes="half a minute",
         log_every=1,
@@ -274,7 +274,7 @@ def _run(console: Console, title: str, arguments: list[str], project: Path, envi
     )
     try:
         code = _wait(console, child, project)
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or nobody reads our output any more: the child must not be left behind
         _end(child)
         raise
     if code == INTERRUPTED:

@@ -184,7 +184,7 @@ def _draw_metric(axis: Axes, run: Run, name: str) -> None:
             markersize=4,
             label=part,
         )
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="lower right" if name == "accuracy" else "upper right")
 
 
 def _position(run: Run) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -299,3 +300,19 @@ def test_reference_model_passes_every_rule(folder: Path) -> None:
     assert code == 0
     assert set(statuses(report).values()) == {"pass"}
     assert {check["code"] for check in report["checks"]} >= {"MOD103", "GRD301", "TRN402"}
+
+
+def test_interrupt_ends_everything_without_a_traceback(folder: Path) -> None:
+    command = [sys.executable, "-P", "-m", "kit", "verify", "--model", "net.py:Hangs", "--input-size", "3,16,16"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watched = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while not (children := watched.children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (output, errors) == ("", "")
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from engine.startup import interrupt_normally
+
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_USE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -20,6 +22,7 @@ class TrainingFailedError(Exception):
 
 def run_script(main: Callable[[], int]) -> int:
     """Run `main` and turn what a user can cause into one line on stderr; the exit code of the script."""
+    interrupt_normally()
     try:
         return main()
     except UserError as error:

@@ -48,7 +48,7 @@ class Progress:
     def why_finished(self, epochs: int, patience: int) -> str | None:
         """One line when there is nothing left to train, else None."""
         if self.epoch >= epochs:
-            return f"Training complete after {self.epoch} epochs"
+            return f"Training complete after {self.epoch} epoch{'s' if self.epoch > 1 else ''}"
         if self.epochs_since_best >= patience:
             return f"Early stopping triggered after {self.epoch} epochs ({self.epochs_since_best} without a better one)"
         return None
