@@ -73,7 +73,7 @@ def _emit(events: TextIO, **event: Any) -> None:
 
 def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> None:
     device = _device(request["device"], request["require_gpu"])
-    _emit(events, event="begin", device=_device_name(device), torch=torch.__version__)
+    _emit(events, event="begin", device=str(device), torch=torch.__version__)
     spec = Spec(**request["spec"])
     target = resolve(spec.model, spec.kwargs, spec.num_classes, Path(request["folder"]))
     threads = torch.get_num_threads()
@@ -100,10 +100,6 @@ def _device(wanted: str, require_gpu: bool) -> torch.device:
 
 def _on_cpu(wanted: str) -> str:
     return " because --device cpu was asked for" if wanted == "cpu" else ""
-
-
-def _device_name(device: torch.device) -> str:
-    return f"cuda ({torch.cuda.get_device_name()})" if device.type == "cuda" else "cpu"
 
 
 def apply(rule: Rule, probe: ModelProbe, reported: dict[str, str]) -> Iterator[Check]:

@@ -307,6 +307,14 @@ class DetachedSkip(Base):
         return x.detach() + self.block(x)
 
 
+class ReducedInTraining(Base):
+    """Wrong in train mode only, where a shape check in eval mode does not look."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits.mean(0) if self.training else logits
+
+
 class DataSkip(Base):
     def features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -398,6 +406,7 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (UnusedLayer, "GRD301"),
     (ZeroedBranch, "GRD301"),
     (RewrappedOutput, "GRD301"),
+    (ReducedInTraining, "GRD301"),
     (ConstantInit, "GRD301"),
     (ModifiesForBackward, "GRD301"),
     (LogOfZero, "GRD302"),
@@ -648,6 +657,19 @@ class Checkpointed(Base):
         return x + torch.utils.checkpoint.checkpoint(self.block, x, use_reentrant=False)
 
 
+class ScalesPixelsItself(nn.Module):
+    """Expects pixels from 0 to 255: of inputs with unit variance, little is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+        self.block = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU())
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(self.stem(x / 255)).mean((2, 3)))
+
+
 class StraightThrough(Base):
     def features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -761,6 +783,7 @@ HEALTHY: list[type[nn.Module]] = [
     InPlaceInside,
     SumOfLogitsIsConstant,
     Checkpointed,
+    ScalesPixelsItself,
     StraightThrough,
     GroupNormNet,
     Tanh,
