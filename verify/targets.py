@@ -99,7 +99,7 @@ def _reference(name: str, kwargs: dict[str, Any], num_classes: int | None) -> Ta
     folder = next((folder for folder in REFERENCE_FOLDERS if (folder / reference.file).exists()), None)
     if folder is None:
         raise TargetError(f"the reference model {name!r} is missing from this installation; install the kit again")
-    module = _load_file(str(folder / reference.file), folder)
+    module = _execute(folder / reference.file, name)
     classes = num_classes or reference.num_classes
     target = _from_object(name, getattr(module, reference.attribute), kwargs, classes)
     target.input_size, target.num_classes = reference.input_size, classes
@@ -128,22 +128,46 @@ def _load_file(file: str, folder: Path) -> ModuleType:
     if not path.is_file():
         raise TargetError(f"{file} does not exist (looked in {folder})")
     # A script sees its own folder first; a file in a project also sees the project, as under `python -m`.
-    for entry in (str(folder.resolve()), str(path.parent)):
-        if entry not in sys.path:
-            sys.path.insert(0, entry)
+    for entry in (folder.resolve(), path.parent):
+        _make_importable(entry)
+    if (path.parent / "__init__.py").is_file():
+        root, name = _package_of(path)
+        _make_importable(root)
+        return _import(lambda: importlib.import_module(name), file)
+    return _execute(path, file)
+
+
+def _make_importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _package_of(path: Path) -> tuple[Path, str]:
+    """The folder above the outermost package that `path` is in, and its dotted name from there.
+
+    A file of a package is imported as such, or its relative imports would fail.
+    """
+    parts, folder = [path.stem], path.parent
+    while (folder / "__init__.py").is_file():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return folder, ".".join(parts)
+
+
+def _execute(path: Path, name: str) -> ModuleType:
+    """Import a file that is in no package."""
     module_name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else f"_target_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickle look their module up while it is being imported
-    _import(lambda: spec.loader.exec_module(module), file)  # type: ignore[union-attr]
+    _import(lambda: spec.loader.exec_module(module), name)  # type: ignore[union-attr]
     return module
 
 
 def _load_module(name: str, folder: Path) -> ModuleType:
-    if str(folder.resolve()) not in sys.path:
-        sys.path.insert(0, str(folder.resolve()))
+    _make_importable(folder.resolve())
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError):

@@ -92,6 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pkg").mkdir()
     (folder / "pkg" / "__init__.py").write_text("")
     (folder / "pkg" / "model.py").write_text("from net import Healthy\n")
+    (folder / "pkg" / "relative.py").write_text("from .model import Healthy\n\nclass Net(Healthy):\n    pass\n")
     (folder / "broken.py").write_text("x = (\n")
     (folder / "needs.py").write_text("import not_installed_anywhere\n")
     # A project may well have modules of these names; they must not shadow ours.
@@ -180,7 +181,15 @@ def test_nothing_is_left_in_the_project(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["net.py:Healthy", "net:Healthy", "pkg.model:Healthy", "pkg/model.py:Healthy", "net.py:make", "net.py:ready"],
+    [
+        "net.py:Healthy",
+        "net:Healthy",
+        "pkg.model:Healthy",
+        "pkg/model.py:Healthy",
+        "pkg/relative.py",
+        "net.py:make",
+        "net.py:ready",
+    ],
 )
 def test_targets(folder: Path, target: str) -> None:
     code, report = verify_json(folder, target, *QUICK, "--expect-params", "1514")
