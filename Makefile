@@ -34,8 +34,9 @@ lint: $(STAMP)   ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)   ## write docs/rules.md from the rules
+docs: $(STAMP)   ## write docs/rules.md from the rules, and draw the pictures
 	$(BIN)/python docs/make_rules.py
+	$(BIN)/python docs/make_pictures.py
 
 bench: $(STAMP)  ## the side-by-side benchmarks; each prints a ratio
 	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
