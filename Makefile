@@ -29,10 +29,12 @@ test: $(STAMP)   ## the quick suite (under 5 minutes on 2 cores)
 test-slow: $(STAMP)  ## what takes longer: wheel, demo, every rendered project
 	$(BIN)/python -m pytest -n auto -m slow
 
-lint: $(STAMP)   ## ruff and mypy
+lint: $(STAMP)   ## ruff and mypy, of the kit and of the unrendered template
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd templates/pytorch_project/template && \
+		$(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml train.py evaluate.py data engine models
 
 docs: $(STAMP)   ## write docs/rules.md from the rules, and draw the pictures
 	$(BIN)/python docs/make_rules.py

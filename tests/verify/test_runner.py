@@ -313,7 +313,15 @@ def test_reference_model_passes_every_rule(folder: Path) -> None:
 
 def test_interrupt_ends_everything_without_a_traceback(folder: Path) -> None:
     command = [sys.executable, "-P", "-m", "kit", "verify", "--model", "net.py:Hangs", "--input-size", "3,16,16"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Under nohup, or in the background of a script, the tests themselves ignore Ctrl-C, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     watched = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
     while not (children := watched.children()):
