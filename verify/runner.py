@@ -28,11 +28,9 @@ MEMORY_SHARE = 0.7
 POLL_SECONDS = 0.05
 # Looking at the child's memory costs an import; a model that is checked within this time has not eaten it all.
 FIRST_MEMORY_CHECK = 1.0
-COMMAND = "from verify.worker import main; main()"
-
-
-class UnusableError(Exception):
-    """Nothing could be checked: the target, or what was asked for, is wrong. One clear sentence."""
+# Appended: the child imports the same `verify` as this process, installed or not, and nothing else from there first.
+HERE = str(Path(__file__).resolve().parent.parent)
+COMMAND = f"import sys; sys.path.append({HERE!r}); from verify.worker import main; main()"
 
 
 def verify_model(
@@ -86,7 +84,7 @@ def _run_child(
     on_rule: Callable[[str, str], None],
 ) -> str:
     """Wait for the child; how it ended, as the end of a sentence, or nothing if it ended by itself with success."""
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": _python_path()}
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with stderr.open("wb") as errors:
@@ -103,13 +101,6 @@ def _run_child(
         return _watch(child, events, timeout, on_rule)
     finally:
         _end(child)
-
-
-def _python_path() -> str:
-    """Lets the child import the same `verify` as this process, installed or not."""
-    own = str(Path(__file__).resolve().parent.parent)
-    before = os.environ.get("PYTHONPATH")
-    return f"{own}{os.pathsep}{before}" if before else own
 
 
 def _watch(child: subprocess.Popen, events: Path, timeout: float, on_rule: Callable[[str, str], None]) -> str:
@@ -200,18 +191,14 @@ def _read_report(name: str, planned: list[Rule], events: Path, ending: str, last
         elif kind == "check":
             report.checks.append(Check.from_json(event["check"]))
         elif kind == "unusable":
-            raise_unusable = event["message"]
-            report.checks.append(_error(planned[0] if not started else _by_code(planned, started), raise_unusable))
+            at = next((rule for rule in planned if rule.code == started), planned[0])
+            report.checks.append(_error(at, event["message"]))
             ended = True
         elif kind == "done":
             report.notes, ended = event["notes"], True
     if not ended:
         _note_early_end(report, planned, started, ending, last_error)
     return report
-
-
-def _by_code(planned: list[Rule], code: str) -> Rule:
-    return next(rule for rule in planned if rule.code == code)
 
 
 def _error(rule: Rule, message: str) -> Check:

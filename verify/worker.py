@@ -1,8 +1,7 @@
-"""The isolated child process: builds the model, applies the rules, and writes one JSON line for everything that
-happens.
+"""The isolated child process: builds the model, applies the rules, writes a JSON line for everything that happens.
 
-It is started as `python -P -c "from verify.worker import main; main()" REQUEST EVENTS`, so that no file of the user's
-can shadow a module of ours before it is imported. Events go to a file and are flushed line by line: whatever the
+It is started as `python -P -c "...; from verify.worker import main; main()" REQUEST EVENTS`, so that no file of the
+user's can shadow a module of ours before it is imported. Events go to a file and are flushed line by line: whatever the
 user's code does to this process, what was found out before stays known.
 """
 
