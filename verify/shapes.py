@@ -48,6 +48,8 @@ def _stand_in_for_symbols() -> ModuleType:
         "has_free_unbacked_symbols": lambda *sizes: False,
         "free_unbacked_symbols": lambda *sizes: set(),
     }
+    hints = ("_advise_is_size", "_advise_is_bounded", "_constrain_range_for_size", "constrain_range")
+    answers |= {hint: lambda *_, **__: None for hint in hints}
     for name, answer in answers.items():
         setattr(module, name, answer)
     return module
