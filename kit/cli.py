@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from enum import StrEnum
@@ -177,43 +178,47 @@ class Outputs:
         """Render and write the report."""
         from verify import render
 
+        text = {
+            Format.TEXT: lambda: self._as_text(report, title),
+            Format.JSON: lambda: render.render_json(report) + "\n",
+            Format.JUNIT: lambda: render.render_junit(report) + "\n",
+        }[self.format]()
+        if self.file:
+            _write_file(self.file, text)
+        else:
+            _print_whole(text)
         if self.html:
             from verify.html import render_html
 
             _write_file(self.html, render_html(report, title))
-        if self.format is Format.TEXT:
-            self._write_text(report, title)
-            return
-        text = render.render_json(report) if self.format is Format.JSON else render.render_junit(report)
-        if self.file:
-            _write_file(self.file, text + "\n")
-        else:
-            typer.echo(text)
 
-    def _write_text(self, report: Any, title: str) -> None:
+    def _as_text(self, report: Any, title: str) -> str:
         from rich.console import Console
 
         from verify.render import render_text
 
-        if not self.file:
-            console = Console(highlight=False, soft_wrap=True)
-            render_text(report, title, console.print, console.width if console.is_terminal else None)
-            return
-        with _opened(self.file) as stream:
-            console = Console(file=stream, highlight=False, soft_wrap=True)
-            render_text(report, title, console.print)
+        console = Console(highlight=False, soft_wrap=True, color_system=None if self.file else "auto")
+        on_screen = console.is_terminal and not self.file
+        with console.capture() as captured:
+            render_text(report, title, console.print, console.width if on_screen else None)
+        return captured.get()
 
 
-def _opened(path: Path) -> Any:
+def _print_whole(text: str) -> None:
+    """Print a report; its exit code stays the verdict's, whoever reads it and in whatever encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise fail(f"cannot write {path}: {error.strerror}") from None
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `kit verify | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _write_file(path: Path, text: str) -> None:
-    with _opened(path) as stream:
-        stream.write(text)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise fail(f"cannot write {path}: {error.strerror}") from None
 
 
 def _verify(spec: Any, folder: Path, device: Device, require_gpu: bool, timeout: float, outputs: Outputs) -> int:

@@ -228,6 +228,7 @@ def test_kwargs(folder: Path) -> None:
         (["--model", "cnn", "--input-size", "3,a,b"], "must be numbers"),
         (["--model", "cnn", "--kwargs", "width"], "must look like key=value"),
         (["--model", "cnn", "--select", "XYZ"], "no rule has a code"),
+        (["--model", "cnn", "--select", "MOD103", "--ignore", "MOD"], "no rule is left"),
         (["--model", "cnn", "--device", "cuda"], "PyTorch sees no GPU"),
         (["--model", "cnn", "--require-gpu", "--device", "cpu"], "a GPU is required"),
         (["--model", "cnn", "-o", "no/such/folder.txt"], "its folder does not exist"),
@@ -333,3 +334,26 @@ def test_interrupt_ends_everything_without_a_traceback(folder: Path) -> None:
     assert process.returncode == 130
     assert (output, errors) == ("", "")
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_exit_code_is_the_verdict_whoever_reads_the_report(folder: Path) -> None:
+    """A reader that closes the pipe, or an encoding without our characters, is no failure of the model."""
+    command = [sys.executable, "-P", "-m", "kit", "verify", "--model", "cnn", "--select", "MOD103"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(timeout=60)) == ("", 0)
+    process.stderr.close()
+
+    ascii_only = kit(folder, *command[4:], "--expect-params", "1.1M", PYTHONIOENCODING="ascii")
+    assert (ascii_only.returncode, ascii_only.stderr) == (1, "")
+    assert "1,147,914" in ascii_only.stdout
+
+
+def test_text_report_in_a_file_is_plain(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.txt"
+    result = kit(folder, "verify", "--model", "cnn", "--select", "MOD103", "-o", str(report), FORCE_COLOR="1")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "1,147,914" in report.read_text()
+    assert "\x1b" not in report.read_text()

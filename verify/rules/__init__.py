@@ -71,14 +71,17 @@ def select_rules(select: list[str], ignore: list[str]) -> list[Rule]:
     """The rules whose code starts with one of `select` (all when empty) and with none of `ignore`.
 
     Raises:
-        ValueError: a prefix that matches no rule.
+        ValueError: a prefix that matches no rule, or nothing is left.
     """
     rules = all_rules()
     for prefix in [*select, *ignore]:
         if not any(code.startswith(prefix) for code in rules):
             raise ValueError(f"no rule has a code that starts with {prefix!r}; `kit rules` lists them")
-    return [
+    chosen = [
         rule
         for code, rule in rules.items()
         if (not select or code.startswith(tuple(select))) and not (ignore and code.startswith(tuple(ignore)))
     ]
+    if not chosen:
+        raise ValueError("no rule is left to check: every selected one is ignored too")
+    return chosen
