@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from verify.rules import FAMILY_MODULES, Rule, all_rules
+from verify.rules import MODULES, Rule, all_rules
 
 HEAD = """# Rules
 
@@ -34,7 +34,7 @@ def document() -> str:
     """The whole of docs/rules.md."""
     rules = list(all_rules().values())
     families = []
-    for family in FAMILY_MODULES:
+    for family in MODULES:
         module = sys.modules[f"verify.rules.{family}"]
         own = [rule for rule in rules if rule.function.__module__ == module.__name__]
         prefix, _, what = (module.__doc__ or "").strip().partition(": ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,8 @@ class Format(StrEnum):
     TEXT = "text"
     JSON = "json"
     JUNIT = "junit"
+    SARIF = "sarif"
+    GITHUB = "github"
 
 
 class Device(StrEnum):
@@ -174,15 +177,9 @@ class Outputs:
             if path is not None and (path.is_dir() or not path.parent.is_dir()):
                 raise fail(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'its folder does not exist'}")
 
-    def write(self, report: Any, title: str) -> None:
-        """Render and write the report."""
-        from verify import render
-
-        text = {
-            Format.TEXT: lambda: self._as_text(report, title),
-            Format.JSON: lambda: render.render_json(report) + "\n",
-            Format.JUNIT: lambda: render.render_junit(report) + "\n",
-        }[self.format]()
+    def write(self, report: Any, title: str, sections: Callable[[], Any] = tuple) -> None:
+        """Render and write the report; `sections` makes what the HTML file shows besides it."""
+        text = self._as_text(report, title) if self.format is Format.TEXT else _render(report, self.format) + "\n"
         if self.file:
             _write_file(self.file, text)
         else:
@@ -190,7 +187,7 @@ class Outputs:
         if self.html:
             from verify.html import render_html
 
-            _write_file(self.html, render_html(report, title))
+            _write_file(self.html, render_html(report, title, sections()))
 
     def _as_text(self, report: Any, title: str) -> str:
         from rich.console import Console
@@ -202,6 +199,20 @@ class Outputs:
         with console.capture() as captured:
             render_text(report, title, console.print, console.width if on_screen else None)
         return captured.get()
+
+
+def _render(report: Any, format_: Format) -> str:
+    if format_ is Format.SARIF:
+        from verify.sarif import render_sarif
+
+        return render_sarif(report)
+    if format_ is Format.GITHUB:
+        from verify.github import render_github
+
+        return render_github(report)
+    from verify.render import render_json, render_junit
+
+    return render_json(report) if format_ is Format.JSON else render_junit(report)
 
 
 def _print_whole(text: str) -> None:
@@ -244,6 +255,100 @@ def _verify(spec: Any, folder: Path, device: Device, require_gpu: bool, timeout:
         typer.echo(f"kit: {report.checks[0].message}", err=True)
     if not unusable or outputs.format is not Format.TEXT:
         outputs.write(report, "kit " + shlex.join(sys.argv[1:]))
+    return report.exit_code
+
+
+@app.command()
+def watch(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- CMD...", help="The command that trains, as one would type it.")
+    ] = None,
+    max_train_batches: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Batches of each training epoch (5).")
+    ] = None,
+    max_val_batches: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Batches of each evaluation (5).")
+    ] = None,
+    max_epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Epochs; all by default.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=1, help="Seconds after which the script is killed (120).")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="At most 10 s: fewer batches, no second start.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Up to 5 minutes: more batches, longer probes.")] = False,
+    select: Annotated[
+        str | None, typer.Option(metavar="CODES", help="Only these codes or families: DAT,TRN403.")
+    ] = None,
+    ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these codes or families.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the record; without a command, judge a kept one again.")
+    ] = None,
+    format_: Annotated[Format, typer.Option("--format", help="What goes to the standard output.")] = Format.TEXT,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report for a browser.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report there instead.")
+    ] = None,
+) -> None:
+    """Run a training script in time-lapse, unchanged and in a copy, and say which silent bugs it has.
+
+    Exit code 0: none. 1: something failed. 2: something could not be checked.
+    """
+    from dataclasses import replace
+
+    from verify.rules import check_codes
+    from verify.trace.launch import DEFAULT, FULL, QUICK, WatchError
+
+    if quick and full:
+        raise fail("--quick and --full exclude each other")
+    outputs = Outputs(format_, output, html)
+    chosen, left_out = _parse_codes(select) or [], _parse_codes(ignore) or []
+    changes = {
+        "train_batches": max_train_batches,
+        "eval_batches": max_val_batches,
+        "max_epochs": max_epochs,
+        "timeout": timeout,
+    }
+    cut = replace(
+        QUICK if quick else FULL if full else DEFAULT, **{k: v for k, v in changes.items() if v is not None}
+    )
+    try:
+        check_codes([*chosen, *left_out])
+        seen = _watch(command or [], record, cut, outputs)
+    except (WatchError, ValueError) as error:
+        raise fail(error) from None
+    raise typer.Exit(_judge(seen, chosen, left_out, outputs))
+
+
+def _watch(command: list[str], file: Path | None, cut: Any, outputs: Outputs) -> Any:
+    from verify.trace.launch import watch
+    from verify.trace.record import Record
+
+    if not command and file is not None:
+        try:
+            return Record.load(file)
+        except FileNotFoundError:
+            raise fail(f"there is no record {file}; give the command to watch after two dashes") from None
+        except (OSError, ValueError) as error:
+            raise fail(f"{file} cannot be read as a record: {error}") from None
+    if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
+        raise fail(f"cannot write {file}: {'it is a folder' if file.is_dir() else 'its folder does not exist'}")
+    with _Progress(enabled=outputs.format is Format.TEXT and sys.stderr.isatty()) as progress:
+        seen = watch(command, cut=cut, on_line=lambda line: progress.show("watching", line[:100]))
+    if file is not None:
+        seen.save(file)
+    return seen
+
+
+def _judge(seen: Any, select: list[str], ignore: list[str], outputs: Outputs) -> int:
+    from verify.watch import judge
+
+    report = judge(seen, select, ignore)
+
+    def sections() -> Any:
+        from verify.curves import run_section
+
+        return [run_section(seen)]
+
+    outputs.write(report, f"kit watch -- {seen.command}", sections)
     return report.exit_code
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verify.render import LABEL, ORDER, verdict
+from verify.render import LABEL, ORDER, duration, plain_verdict
 from verify.report import Report, Status, plural
 from verify.rules import all_rules
 
@@ -78,7 +78,6 @@ def render_html(report: Report, title: str, sections: Sequence[Section] = ()) ->
         A whole HTML document without scripts or references to other files; light or dark as the reader's system is.
     """
     import jinja2
-    from rich.text import Text
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -88,7 +87,7 @@ def render_html(report: Report, title: str, sections: Sequence[Section] = ()) ->
         lstrip_blocks=True,
     )
     environment.filters["prose"] = _prose
-    answer = Text.from_markup(verdict(report)).plain
+    answer = plain_verdict(report)
     return environment.get_template(PAGE).render(
         report=report,
         title=title,
@@ -100,6 +99,8 @@ def render_html(report: Report, title: str, sections: Sequence[Section] = ()) ->
         labels=LABEL,
         held=report.of(Status.PASS),
         skipped=report.of(Status.SKIP),
+        information=report.of(Status.NOTE),
+        duration=duration(report.seconds),
         meaning={code: rule.title for code, rule in all_rules().items()},
     )
 
@@ -123,4 +124,4 @@ def _counts(report: Report) -> str:
     """`20 checks held, 1 failed, 2 skipped`."""
     words = {Status.FAIL: "failed", Status.ERROR: "not carried out", Status.WARN: "warned", Status.SKIP: "skipped"}
     others = [f"{len(report.of(status))} {word}" for status, word in words.items() if report.of(status)]
-    return ", ".join([f"{plural(len(report.of(Status.PASS)), 'check')} held", *others])
+    return ", ".join([f"{plural(len(report.of(Status.PASS, Status.NOTE)), 'check')} held", *others])

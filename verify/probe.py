@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from verify.attention import TokenTest, never_mixing, order_dependent
+from verify.dataflow import Dataflow, coarse_stem, follow_forward, looks_random, plain_tensors
 from verify.faults import ModelRaisedError, class_location, user_code
 from verify.shapes import meta_forward, plain_sizes
 from verify.spec import Spec
@@ -59,6 +61,11 @@ COMPARISON_COST = 25
 LARGEST_MOMENTUM = 0.5
 LAZY = (UninitializedParameter, UninitializedBuffer)
 SLOW_FORWARD = 0.05
+# Seconds; following every operation costs a few passes more.
+SLOWEST_FOLLOWED = 2.0
+FOLLOWED_BATCH = 2
+# Relative to the largest output; sums in another order differ by far less.
+ORDER_TOLERANCE = 1e-2
 GPU_ROUNDING = 1e-4
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
@@ -649,7 +656,7 @@ class ModelProbe:
             state = torch.load(file, weights_only=True, map_location=self.device)
         except Exception as error:
             return f"torch.load(weights_only=True) refuses it: {str(error).splitlines()[0]}", math.inf
-        _ = self.frozen  # compares the two builds, and the next lines make them equal
+        _ = self.frozen, self.random_state  # compare the two builds, and the next lines make them equal
         fresh = self.other_build
         try:
             fresh.load_state_dict(state)
@@ -662,6 +669,78 @@ class ModelProbe:
             seed_everything(0)
             loaded = self.forward(fresh.eval(), x, "in eval mode")
         return "", self._beyond_rounding(loaded, expected)
+
+    # -- the tensors of a forward pass ---------------------------------------------------------------------------
+
+    @property
+    def dataflow(self) -> Dataflow:
+        """What every operation of one forward pass in eval mode reads and makes.
+
+        Raises:
+            UnavailableError: the pass takes too long or cannot be followed.
+        """
+        if isinstance(self._dataflow, str):
+            raise UnavailableError(self._dataflow)
+        return self._dataflow
+
+    @cached_property
+    def _dataflow(self) -> Dataflow | str:
+        if self.eval_run.seconds > SLOWEST_FOLLOWED:
+            return "one forward pass takes too long to follow its tensors"
+        seed_everything(0)
+        try:
+            return follow_forward(self.model, self.images(FOLLOWED_BATCH))
+        except Exception as error:  # scripted, compiled and quantised models need not show what they do
+            return f"the forward pass cannot be followed ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+
+    @cached_property
+    def unmixed_tokens(self) -> tuple[list[TokenTest], int]:
+        """Modules in which attention connects no tokens, and how many kinds were asked."""
+        return never_mixing(self.dataflow.calls)
+
+    @cached_property
+    def scrambled_tokens(self) -> tuple[list[TokenTest], int]:
+        """Modules with attention whose output depends on the order of the tokens, and how many kinds were asked."""
+        return order_dependent(self.dataflow.calls, ORDER_TOLERANCE)
+
+    @cached_property
+    def coarse_stem(self) -> tuple[int, int] | None:
+        """(side after the stem, smallest side of a feature map) where the stem leaves a quarter or less."""
+        return coarse_stem(self.dataflow, min(self.input_size[1:]))
+
+    @cached_property
+    def random_state(self) -> set[str]:
+        """Names of float buffers and plain tensors that differ between two builds."""
+        others = {**dict(self.other_build.named_buffers()), **dict(plain_tensors(self.other_build))}
+        own = {**dict(self.model.named_buffers()), **dict(plain_tensors(self.model))}
+        return {
+            name
+            for name, tensor in own.items()
+            if tensor.is_floating_point()
+            and name in others
+            and others[name].shape == tensor.shape
+            and not torch.equal(tensor, others[name])
+        }
+
+    @cached_property
+    def random_looking(self) -> set[str]:
+        """Names of plain tensors that look like random numbers, where two builds are alike and so tell nothing."""
+        others = dict(self.other_build.named_parameters())
+        if any(name in others and not _same(p, others[name]) for name, p in self.model.named_parameters()):
+            return set()
+        return {name for name, tensor in plain_tensors(self.model) if looks_random(tensor)}
+
+    @cached_property
+    def random_buffers(self) -> set[str]:
+        """Names of random buffers that forward reads and that a pass in train mode does not change."""
+        random_ones = self.random_state & self.dataflow.read_buffers
+        if not random_ones:
+            return set()
+        model = self.copy_of_model().train()
+        before = {name: b.clone() for name, b in model.named_buffers() if name in random_ones}
+        with torch.no_grad():
+            self.forward(model, self.images(FOLLOWED_BATCH), "in train mode")
+        return {name for name, b in model.named_buffers() if name in before and torch.equal(b, before[name])}
 
     # -- gradient against finite difference ---------------------------------------------------------------------
 

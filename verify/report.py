@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
 SCHEMA = 1
+# A folder may have spaces in its name; a file that code is written in hardly ever does, but text before it would.
+SOURCE_LINE = re.compile(
+    r"(?P<file>(?:[A-Za-z]:)?(?:[^:,;()\n]*[/\\])?[^\s:,;()/\\]+\.[A-Za-z]\w*):(?P<line>[1-9]\d*)\b"
+)
+LATER_SOURCE_LINE = re.compile(r"(?P<file>[^\s:,;()]+\.[A-Za-z]\w*):(?P<line>[1-9]\d*)\b")
 
 
 class Status(StrEnum):
-    """The outcome of one check. `ERROR` means that it could not be carried out, which is never a pass."""
+    """The outcome of one check.
+
+    `ERROR` means that it could not be carried out, which is never a pass. `NOTE` is for information: the rule held, and
+    has something to tell.
+    """
 
     PASS = "pass"
     FAIL = "fail"
     WARN = "warn"
+    NOTE = "note"
     SKIP = "skip"
     ERROR = "error"
 
@@ -55,6 +66,12 @@ class Check:
     location: str = ""
     seconds: float = 0.0
 
+    @property
+    def source_line(self) -> tuple[str, int] | None:
+        """File and line that `location` names, with or without text around them; None for a module or a parameter."""
+        match = SOURCE_LINE.match(self.location.strip()) or LATER_SOURCE_LINE.search(self.location)
+        return (match["file"], int(match["line"])) if match else None
+
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Check:
         """Read back what `asdict` wrote."""
@@ -83,7 +100,7 @@ class Report:
         statuses = {check.status for check in self.checks}
         if Status.FAIL in statuses:
             return 1
-        if Status.ERROR in statuses or not statuses & {Status.PASS, Status.WARN}:
+        if Status.ERROR in statuses or not statuses & {Status.PASS, Status.WARN, Status.NOTE}:
             return 2
         return 0
 
@@ -92,7 +109,7 @@ class Report:
         return [check for check in self.checks if check.status in statuses]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as the documented JSON object (`schema` 1)."""
+        """The report as the documented JSON object (`schema` 1), in which a note is a pass with a message."""
         return {
             "schema": SCHEMA,
             "passed": self.passed,
@@ -100,13 +117,52 @@ class Report:
             "device": self.device,
             "torch": self.torch,
             "seconds": round(self.seconds, 3),
-            "checks": [asdict(check) for check in self.checks],
+            "checks": [_contract(check) for check in self.checks],
         }
 
+    def assert_passed(self) -> None:
+        """For a test: everything held.
 
-def plural(count: int, noun: str) -> str:
-    """`1 error`, `2 errors`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+        Raises:
+            AssertionError: with the text of every check that failed or could not be carried out.
+        """
+        __tracebackhide__ = True
+        if not self.passed:
+            self._complain(self.of(Status.FAIL, Status.ERROR), "nothing was checked")
+
+    def assert_held(self, *codes: str) -> None:
+        """For a test: these rules were checked and have nothing to object to, not even a warning.
+
+        Args:
+            codes: codes of rules such as `MOD104`, or families such as `MOD`.
+
+        Raises:
+            AssertionError: with the text of each of them that did not hold, was skipped, or was never checked.
+        """
+        __tracebackhide__ = True
+        for code in codes:
+            checks = [check for check in self.checks if check.code.startswith(code)]
+            bad = [check for check in checks if check.status not in (Status.PASS, Status.NOTE)]
+            if bad or not checks:
+                self._complain(bad or self.of(Status.ERROR), f"{code} was not checked")
+
+    def _complain(self, checks: list[Check], otherwise: str) -> None:
+        from verify.render import check_text
+
+        __tracebackhide__ = True
+        raise AssertionError(
+            "\n".join([f"kit verify {self.target}:", *map(check_text, checks)] if checks else [otherwise])
+        )
+
+
+def _contract(check: Check) -> dict[str, Any]:
+    status = Status.PASS if check.status is Status.NOTE else check.status
+    return {**asdict(check), "status": status}
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """`1 error`, `2 errors`; `many` is the plural where it does not just end in s."""
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
 
 
 def shortlist(names: Iterable[str], limit: int = 3) -> str:

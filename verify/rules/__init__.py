@@ -1,8 +1,9 @@
 """The catalogue of rules: one module a family, one function a rule.
 
-A rule is a pure function of what a probe measured. It yields a `Finding` for each problem; a rule that yields
-nothing, or a finding whose status is `PASS`, has passed. Its docstring is its page: the first line is the title, the
-rest is printed by `kit explain CODE` and becomes the rule's entry in docs/rules.md.
+A rule is a pure function of what was measured: of a model (a `ModelProbe`), or of a watched run (a `Record`). It yields
+a `Finding` for each problem; a rule that yields nothing, or a finding whose status is `PASS`, has passed. Its docstring
+is its page: the first line is the title, the rest is printed by `kit explain CODE` and becomes the rule's entry in
+docs/rules.md.
 
 Rule modules never import torch, so that listing and explaining rules stays instant; what needs torch is in the probe.
 """
@@ -12,15 +13,44 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import import_module
-from string import ascii_uppercase
 from typing import Any
 
 from verify.report import Finding, Status
 
-FAMILY_MODULES = ("model", "gradient", "training")
+MODULES = (
+    "model",
+    "dataflow",
+    "data",
+    "gradient",
+    "training",
+    "loop",
+    "config",
+    "evaluation",
+    "optimizer",
+    "schedule",
+    "loss",
+    "checkpoint",
+    "reproducibility",
+    "precision",
+    "averaging",
+    "distributed",
+    "running",
+)
+# The order in which a report lists them: the data and the model come before what builds on them.
+FAMILIES = (
+    "RUN", "DAT", "MOD", "LOS", "GRD", "OPT", "LRS", "TRN", "AMP", "EMA", "EVL", "CKP", "REP", "DST", "CFG", "SRC", "SPC",
+)  # fmt: skip
 
 RuleFunction = Callable[[Any], Iterator[Finding]]
+
+
+class Subject(StrEnum):
+    """What a rule judges."""
+
+    MODEL = "model"  # a ModelProbe: `kit verify`
+    RUN = "run"  # a Record: `kit watch`
 
 
 @dataclass(frozen=True)
@@ -30,6 +60,7 @@ class Rule:
     code: str
     name: str
     severity: Status
+    subject: Subject
     function: RuleFunction
 
     @property
@@ -46,7 +77,9 @@ class Rule:
 _REGISTRY: dict[str, Rule] = {}
 
 
-def rule(code: str, *, severity: Status = Status.FAIL) -> Callable[[RuleFunction], RuleFunction]:
+def rule(
+    code: str, *, severity: Status = Status.FAIL, subject: Subject = Subject.MODEL
+) -> Callable[[RuleFunction], RuleFunction]:
     """Register a function as a rule; its name becomes the rule's name, with hyphens."""
 
     def register(function: RuleFunction) -> RuleFunction:
@@ -54,34 +87,50 @@ def rule(code: str, *, severity: Status = Status.FAIL) -> Callable[[RuleFunction
             raise ValueError(f"rule code {code} is taken by {_REGISTRY[code].name}")
         if not inspect.getdoc(function):
             raise ValueError(f"rule {code} has no docstring")
-        _REGISTRY[code] = Rule(code, function.__name__.replace("_", "-"), severity, function)
+        _REGISTRY[code] = Rule(code, function.__name__.replace("_", "-"), severity, subject, function)
         return function
 
     return register
 
 
 def all_rules() -> dict[str, Rule]:
-    """Every rule by its code, in the order of the numbers: the model comes before what builds on it."""
-    for family in FAMILY_MODULES:
-        import_module(f"verify.rules.{family}")
-    return dict(sorted(_REGISTRY.items(), key=lambda item: item[0].lstrip(ascii_uppercase)))
+    """Every rule by its code, family by family: the model comes before what builds on it."""
+    for module in MODULES:
+        import_module(f"verify.rules.{module}")
+    return dict(sorted(_REGISTRY.items(), key=lambda item: (FAMILIES.index(item[0][:3]), item[0])))
 
 
-def select_rules(select: list[str], ignore: list[str]) -> list[Rule]:
-    """The rules whose code starts with one of `select` (all when empty) and with none of `ignore`.
+def select_rules(select: list[str], ignore: list[str], subject: Subject = Subject.MODEL) -> list[Rule]:
+    """The rules about `subject` whose code starts with one of `select` (all when empty) and with none of `ignore`.
 
     Raises:
-        ValueError: a prefix that matches no rule, or nothing is left.
+        ValueError: a prefix that matches no rule at all, or nothing is left.
     """
     rules = all_rules()
-    for prefix in [*select, *ignore]:
-        if not any(code.startswith(prefix) for code in rules):
-            raise ValueError(f"no rule has a code that starts with {prefix!r}; `kit rules` lists them")
+    check_codes([*select, *ignore])
     chosen = [
         rule
         for code, rule in rules.items()
-        if (not select or code.startswith(tuple(select))) and not (ignore and code.startswith(tuple(ignore)))
+        if rule.subject is subject
+        and (not select or code.startswith(tuple(select)))
+        and not (ignore and code.startswith(tuple(ignore)))
     ]
     if not chosen:
-        raise ValueError("no rule is left to check: every selected one is ignored too")
+        raise ValueError(f"no rule about a {subject} is left to check: {_why_nothing(select)}")
     return chosen
+
+
+def _why_nothing(select: list[str]) -> str:
+    return f"{', '.join(select)} selects none, or ignores it again" if select else "every one is ignored"
+
+
+def check_codes(prefixes: list[str]) -> None:
+    """See that each prefix is that of a rule.
+
+    Raises:
+        ValueError: one is not.
+    """
+    rules = all_rules()
+    for prefix in prefixes:
+        if not any(code.startswith(prefix) for code in rules):
+            raise ValueError(f"no rule has a code that starts with {prefix!r}; `kit rules` lists them")

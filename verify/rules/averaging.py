@@ -1,0 +1,80 @@
+"""EMA: averages of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from verify.report import Finding, Status
+from verify.rules import Subject, rule
+from verify.trace.record import Event, NotSeenError, Record
+
+
+def _averages(record: Record) -> list[Event]:
+    if not record.of("twin"):
+        raise NotSeenError("there is no second module of the model's shape")
+    return record.of("twin")
+
+
+def _evaluated(record: Record) -> set[int]:
+    return {p["model"] for e in record.evaluations for p in e.passes}
+
+
+@rule("EMA041", severity=Status.WARN, subject=Subject.RUN)
+def ema_never_evaluated(record: Record) -> Iterator[Finding]:
+    """An average of the weights is kept and never used.
+
+    Why it matters: the better model is computed at every step and thrown away.
+    Found by: a module of the model's shape that no optimizer holds, that changes while training, and that never runs.
+    Not an error: averages that are only saved.
+    """
+    twins = _averages(record)
+    saved = len({e["path"] for e in record.of("save")}) > 0 and any("ema" in str(e["content"]).lower() for e in record.of("save"))
+    if len(record.evaluations) < 2:
+        raise NotSeenError("fewer than two evaluations were seen")
+    for twin in twins:
+        if twin["changed"] and twin["model"] is None and not saved:
+            yield Finding(
+                measured=f"{twin['cls']}: updated, never called",
+                expected="evaluated, or saved",
+                message="an average of the weights is updated and only the raw model is evaluated",
+                location=record.evaluations[0].passes[0]["loc"],
+                hint="evaluate the averaged model",
+            )
+
+
+@rule("EMA042", subject=Subject.RUN)
+def ema_never_updated(record: Record) -> Iterator[Finding]:
+    """The average of the weights is evaluated and never updated.
+
+    Why it matters: what is evaluated is the untrained model.
+    Found by: a copy of the initial model that runs in the evaluations and is bit for bit what it was at the start.
+    Not an error: a frozen teacher, which does not run in evaluations.
+    """
+    for twin in _averages(record):
+        evaluated = twin["model"] is not None and twin["model"] in _evaluated(record)
+        if evaluated and not twin["changed"] and twin["was_initial"] and len(record.evaluations) >= 2:
+            yield Finding(
+                measured=f"{twin['cls']}: unchanged since the start",
+                expected="updated after each step",
+                message="the averaged model that is evaluated was never updated",
+                hint="call its update after optimizer.step()",
+            )
+
+
+@rule("EMA043", severity=Status.WARN, subject=Subject.RUN)
+def ema_buffers_stale(record: Record) -> Iterator[Finding]:
+    """The averaged model keeps the initial statistics of its batch norms.
+
+    Why it matters: averaged weights with statistics of the untrained network evaluate far worse than they are.
+    Found by: running statistics of an evaluated average that never change while those of the model do.
+    Not an error: statistics that are copied, averaged, or renewed before the evaluation.
+    """
+    for twin in _averages(record):
+        evaluated = twin["model"] is not None and twin["model"] in _evaluated(record)
+        if twin["changed"] and twin["buffers"] and not twin["buffers_changed"] and twin["live_buffers_changed"] and evaluated:
+            yield Finding(
+                measured=f"{twin['buffers']} running statistics as they were at the start",
+                expected="those of the trained model",
+                message="only the parameters are averaged; batch norms evaluate with stale statistics",
+                hint="copy or average the buffers too (AveragedModel(use_buffers=True), or update_bn)",
+            )

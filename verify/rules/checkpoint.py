@@ -1,0 +1,216 @@
+"""CKP: what is saved and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from verify.report import Finding, Status, plural, shortlist
+from verify.rules import Subject, rule
+from verify.trace.record import Event, NotSeenError, Record
+
+MATCHED = 0.95
+HEADS = ("head", "fc", "classifier", "linear", "logits", "output", "proj_out", "last")
+
+
+def weights_in(content: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, description) of the state dicts in a checkpoint."""
+    if not isinstance(content, dict):
+        return
+    if content.get("kind") == "weights":
+        yield name, content
+    for key, inner in (content.get("keys") or {}).items():
+        yield from weights_in(inner, str(key))
+
+
+def _saves(record: Record) -> list[Event]:
+    if not record.of("save"):
+        raise NotSeenError("torch.save was not called")
+    return record.of("save")
+
+
+@rule("CKP011", subject=Subject.RUN)
+def best_kept_by_reference(record: Record) -> Iterator[Finding]:
+    """The best weights are kept by reference and change with the model.
+
+    Why it matters: `state_dict()` returns the live tensors; the "best" state is the last one.
+    Found by: a state dict that is older than the last step and whose tensors are still the model's own, when it is
+    saved, loaded, or held in a variable called best.
+    Not an error: a deep copy, or a state dict that is saved at once.
+
+    Wrong: `best = model.state_dict()`
+    Right: `best = copy.deepcopy(model.state_dict())`
+    """
+    for event in record.of("weights_loaded"):
+        if event["aliased"] >= 0.5 * event["own"] and event["made_at"] is not None and event["made_at"] < event["step"]:
+            yield _by_reference(event["made_at"], event["step"], "loaded back", event["loc"])
+            return
+    for event in record.of("save"):
+        for _, weights in weights_in(event["content"]):
+            old = weights["made_at"] is not None and weights["made_at"] < event["step"]
+            if old and weights["live"] >= 0.5 * weights["tensors"]:
+                yield _by_reference(weights["made_at"], event["step"], "saved", event["loc"])
+                return
+    for event in record.of("old_snapshot"):
+        yield _by_reference(event["made_at"], event["step"], f"still held in {event['name']}", event["loc"])
+        return
+    if not record.of("save") and not record.of("weights_loaded"):
+        raise NotSeenError("no weights were saved or loaded")
+
+
+def _by_reference(made: int, now: int, what: str, place: str) -> Finding:
+    return Finding(
+        measured=f"a state dict of step {made}, {what} at step {now}, holds the weights of step {now}",
+        expected=f"the weights of step {made}",
+        message="the snapshot shares its tensors with the model and has changed with it",
+        location=place,
+        hint="copy.deepcopy(model.state_dict()), or save it to a file at once",
+    )
+
+
+@rule("CKP012", subject=Subject.RUN)
+def checkpoint_mostly_ignored(record: Record) -> Iterator[Finding]:
+    """Loading with strict=False leaves most weights as they were.
+
+    Why it matters: names that do not match are skipped without a word, and random weights pass for pretrained ones.
+    Found by: the share of the model's tensors that a state dict fills, below 95%.
+    Not an error: a new head on an old body.
+
+    Wrong: `model.load_state_dict(state, strict=False)` of a state whose names begin with `module.`
+    Right: rename the keys, and load strictly
+    """
+    loads = record.of("weights_loaded")
+    if not loads:
+        raise NotSeenError("no weights were loaded")
+    for event in loads:
+        if event["strict"] or not event["own"]:
+            continue
+        share = event["matched"] / event["own"]
+        only_head = share > 0.5 and all(any(h in name.lower() for h in HEADS) for name in event["missing"])
+        if share < MATCHED and not only_head:
+            yield Finding(
+                measured=f"{event['matched']} of {event['own']} tensors of {event['cls']} filled; "
+                f"missing {shortlist(event['missing'])}; not used {shortlist(event['unexpected']) or 'none'}",
+                expected=f"at least {MATCHED:.0%}",
+                message="most of the checkpoint does not fit the model and was skipped",
+                location=event["loc"],
+                hint="compare the names: a prefix such as module. or _orig_mod.? Load with strict=True",
+            )
+
+
+@rule("CKP013", severity=Status.WARN, subject=Subject.RUN)
+def checkpoint_prefixed(record: Record) -> Iterator[Finding]:
+    """The checkpoint is saved with the prefix of a wrapper.
+
+    Why it matters: every name begins with `module.` or `_orig_mod.`, so it loads into no plain model, and with
+    `strict=False` it loads nothing.
+    Found by: the names in saved state dicts.
+    Not an error: the state dict of the model inside the wrapper.
+
+    Wrong: `torch.save(ddp.state_dict(), path)`
+    Right: `torch.save(ddp.module.state_dict(), path)`
+    """
+    for event in _saves(record):
+        for _, weights in weights_in(event["content"]):
+            if weights["prefix"]:
+                yield Finding(
+                    measured=f"{weights['first']!r}",
+                    expected=f"{weights['first'].removeprefix(weights['prefix'])!r}",
+                    message=f"every name in {event['path']} begins with {weights['prefix']}",
+                    location=event["loc"],
+                    hint="save the state dict of the model inside the wrapper; compile in place with model.compile()",
+                )
+                return
+
+
+@rule("CKP016", severity=Status.WARN, subject=Subject.RUN)
+def checkpoint_unsafe(record: Record) -> Iterator[Finding]:
+    """The checkpoint cannot be loaded with the default of torch.load.
+
+    Why it matters: since torch 2.6 `torch.load` refuses anything but tensors and plain containers, so resuming fails on
+    the day it is needed; `weights_only=False` runs whatever code the file holds.
+    Found by: loading the saved files with `weights_only=True`.
+    Not an error: scripts that say `weights_only=False` themselves, for which this is a note.
+
+    Wrong: `torch.save({"args": args, ...})` with an argparse Namespace
+    Right: `torch.save({"args": vars(args), ...})`
+    """
+    if not record.of("saved_file"):
+        raise NotSeenError("no small file was saved with torch.save")
+    said = any("weights_only=False" in text.replace(" ", "") for text in record.sources.values())
+    for event in record.of("saved_file"):
+        if not event["safe"]:
+            yield Finding(
+                status=Status.NOTE if said else Status.WARN,
+                measured=event["problem"],
+                expected="loads with weights_only=True",
+                message=f"{event['path']} does not load with the default of torch.load",
+                location=next((s["loc"] for s in record.of("save") if s["path"] == event["path"]), ""),
+                hint="save tensors, numbers, strings, lists and dicts only: vars(args) instead of args",
+            )
+            return
+
+
+@rule("CKP019", subject=Subject.RUN)
+def pretrained_overwritten(record: Record) -> Iterator[Finding]:
+    """Weights are initialised again after they were loaded.
+
+    Why it matters: the pretraining is lost, and nothing says so.
+    Found by: checksums of the parameters when they are loaded, and again before the first step.
+    Not an error: a new head.
+
+    Wrong: `model.load_state_dict(state); model.apply(init_weights)`
+    Right: initialise first, then load
+    """
+    if not record.of("loaded_then"):
+        raise NotSeenError("no weights were loaded before training")
+    for event in record.of("loaded_then"):
+        if event["changed"] > 0.3 * event["tensors"]:
+            yield Finding(
+                measured=f"{event['changed']} of {plural(event['tensors'], 'tensor')} of {event['cls']} changed after loading",
+                expected="the loaded values at the first step",
+                message="what was loaded is overwritten before training begins",
+                location=shortlist(event["first"]),
+                hint="initialise first, load last",
+            )
+
+
+@rule("CKP014", subject=Subject.RUN)
+def resume_loses_state(record: Record) -> Iterator[Finding]:
+    """A resumed run does not go on where it stopped.
+
+    Why it matters: without the optimizer's moments, the schedule or the epoch, training takes a jump back; the result
+    of a long run depends on how often it was interrupted.
+    Found by: stopping the script after a few epochs and starting it again: learning rate, moments, epochs and weights
+    at the first step after that, against those of a run that was not interrupted.
+    Not an error: scripts that cannot resume.
+
+    Wrong: `model.load_state_dict(ckpt["model"])` alone
+    Right: model, optimizer, scheduler, epoch and random state
+    """
+    for finding in _resume(record).get("lost", []):
+        yield Finding(**finding)
+
+
+@rule("CKP015", severity=Status.WARN, subject=Subject.RUN)
+def resume_goes_back(record: Record) -> Iterator[Finding]:
+    """A resumed run starts from an older state than the last.
+
+    Why it matters: epochs are trained twice, and the number of epochs, the schedule and the logs no longer fit.
+    Found by: stopping the script after a few epochs and starting it again: the epoch that it begins with.
+    Not an error: repeating the epoch that was interrupted in its middle.
+
+    Wrong: resuming from `best.pt`; `start_epoch = ckpt["epoch"]` when that epoch is complete
+    Right: resuming from `last.pt`; `start_epoch = ckpt["epoch"] + 1`
+    """
+    for finding in _resume(record).get("back", []):
+        yield Finding(**finding)
+
+
+def _resume(record: Record) -> dict[str, Any]:
+    events = record.of("resume")
+    if not events:
+        raise NotSeenError("the script was not stopped and started again")
+    if events[0].get("skipped"):
+        raise NotSeenError(events[0]["skipped"])
+    return events[0]

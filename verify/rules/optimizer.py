@@ -1,0 +1,289 @@
+"""OPT: what the optimizer holds and how it is set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from verify.report import Finding, Status, plural, shortlist
+from verify.rules import Subject, rule
+from verify.trace.record import Event, NotSeenError, Record
+
+ADAMS = ("Adam", "Adamax", "NAdam", "RAdam")
+TINY_RATE = 1e-7
+LARGE_COUPLED_DECAY = 0.01
+
+
+def _stepped(record: Record) -> list[Event]:
+    """The `optimizer` events of those that stepped."""
+    record.need_training()
+    return [record.optimizers[opt] for opt in record.steps_of]
+
+
+@rule("OPT701", subject=Subject.RUN)
+def parameters_not_in_optimizer(record: Record) -> Iterator[Finding]:
+    """Trainable parameters are in no optimizer.
+
+    Why it matters: gradients are computed for them and thrown away; a part of the model stays random.
+    Found by: parameters of the trained model that get gradients, compared by identity with what all optimizers hold.
+    Not an error: parameters with `requires_grad=False`, and those that get no gradient.
+
+    Wrong: `SGD(model.head.parameters(), lr=0.1)` with a trainable body
+    Right: `SGD(model.parameters(), lr=0.1)`, or `body.requires_grad_(False)` to freeze it and say so
+    """
+    record.need_training()
+    if not record.parameters:
+        raise NotSeenError("no module was trained")
+    missing = [r for r in record.parameters if r["trainable"] and r["graded"] and not r["opts"] and not r["changed"]]
+    held = [r for r in record.parameters if r["opts"]]
+    if missing and held:
+        yield Finding(
+            measured=f"{plural(len(missing), 'tensor')} of {len(record.parameters)} in no optimizer",
+            expected="0",
+            message="these parameters get gradients and are never updated",
+            location=shortlist(r["name"] for r in missing),
+            hint=f"pass them to the optimizer (made at {_stepped(record)[0]['loc']}), or freeze them",
+        )
+
+
+@rule("OPT702", subject=Subject.RUN)
+def optimizer_holds_foreign_tensors(record: Record) -> Iterator[Finding]:
+    """The optimizer holds tensors that no longer belong to the model.
+
+    Why it matters: the layer that replaced them is not trained; the steps go to tensors that nobody uses.
+    Found by: tensors of an optimizer that are in none of the modules that ran, and never get a gradient.
+    Not an error: parameters outside of modules that do get gradients.
+
+    Wrong: `optimizer = SGD(model.parameters()); model.fc = nn.Linear(512, 10)`
+    Right: the new layer first, then the optimizer
+    """
+    record.need_training()
+    for held in record.of("held"):
+        if held["steps"] and held["n_foreign"]:
+            yield Finding(
+                measured=f"{plural(held['n_foreign'], 'tensor')} of {held['tensors']}, of shapes "
+                f"{shortlist(map(str, held['foreign']))}",
+                expected="0",
+                message="the optimizer was built before the model was changed",
+                location=record.optimizers[held["opt"]]["loc"],
+                hint="replace layers, wrap and move the model first; build the optimizer last",
+            )
+
+
+@rule("OPT703", subject=Subject.RUN)
+def nothing_trainable(record: Record) -> Iterator[Finding]:
+    """Everything that the optimizer holds is frozen.
+
+    Why it matters: the loss goes down by nothing but chance.
+    Found by: `requires_grad` of every tensor in the optimizer.
+    Not an error: some frozen tensors among others.
+    """
+    for held in record.of("held"):
+        if held["tensors"] and held["frozen"] == held["tensors"]:
+            yield Finding(
+                measured=f"{held['frozen']} of {held['tensors']} tensors frozen",
+                expected="at least one trainable",
+                message="the optimizer has nothing to train",
+                location=record.optimizers[held["opt"]]["loc"],
+                hint="unfreeze what is to be trained before the optimizer is built",
+            )
+
+
+@rule("OPT704", subject=Subject.RUN)
+def parameter_updated_twice(record: Record) -> Iterator[Finding]:
+    """A parameter is in two optimizers that take turns.
+
+    Why it matters: it moves twice for each gradient, by two rules.
+    Found by: parameters held by two optimizers whose steps alternate.
+    Not an error: one optimizer after the other, a wrapper around an optimizer, two optimizers with separate parameters.
+    """
+    record.need_training()
+    rows = [r for r in record.parameters if len(set(r["opts"]) & set(record.steps_of)) > 1]
+    if not rows:
+        return
+    pair = sorted(set(rows[0]["opts"]) & set(record.steps_of))[:2]
+    turns = [s["opt"] for s in record.steps if s["opt"] in pair]
+    changes = sum(a != b for a, b in zip(turns, turns[1:], strict=False))
+    if changes >= 4:
+        yield Finding(
+            measured=f"{plural(len(rows), 'tensor')} in two optimizers whose steps alternate",
+            expected="0",
+            message="these parameters are updated twice",
+            location=shortlist(r["name"] for r in rows),
+            hint="give each parameter to one optimizer",
+        )
+
+
+@rule("OPT705", subject=Subject.RUN)
+def learning_rate_zero(record: Record) -> Iterator[Finding]:
+    """The learning rate is zero, or next to it, in every step.
+
+    Why it matters: nothing moves.
+    Found by: the learning rates of all groups at every step.
+    Not an error: a warmup that starts at 0, a schedule that ends there, one group at 0 among others, which is a
+    warning.
+    """
+    for optimizer in _stepped(record):
+        steps = [e for e in record.of("step") if e["opt"] == optimizer["id"]]
+        groups = list(zip(*[s["lrs"] for s in steps], strict=False))
+        highest = [max((r for r in rates if isinstance(r, int | float)), default=0.0) for rates in groups]
+        if not highest:
+            continue
+        if max(highest) <= TINY_RATE:
+            zero = max(highest) == 0
+            yield Finding(
+                status=Status.FAIL if zero else Status.WARN,
+                measured=f"{max(highest):g} in all {len(steps)} steps",
+                expected="above 0",
+                message="the learning rate is zero" if zero else "the learning rate is so small that nothing moves",
+                location=optimizer["loc"],
+                hint="usual values: 1e-3 for Adam, 0.1 for SGD with momentum",
+            )
+        elif min(highest) == 0 and len(steps) > 2:
+            yield Finding(
+                status=Status.WARN,
+                measured=f"group {highest.index(0)} of {len(highest)} has rate 0 in all steps",
+                expected="above 0",
+                message="one group of parameters never moves",
+                location=optimizer["loc"],
+                hint="to freeze it, set requires_grad to False",
+            )
+
+
+@rule("OPT706", severity=Status.WARN, subject=Subject.RUN)
+def betas_out_of_order(record: Record) -> Iterator[Finding]:
+    """Adam's betas are the wrong way round, or a momentum was mistaken for its complement.
+
+    Why it matters: with the first beta above the second, the step is divided by a noisier average than its own.
+    Found by: betas[0] > betas[1]; SGD's momentum between 0 and 0.5.
+    Not an error: betas (0.5, 0.999), as in adversarial training.
+    """
+    for optimizer in _stepped(record):
+        for group in optimizer["groups"]:
+            betas, momentum = group.get("betas"), group.get("momentum")
+            if isinstance(betas, list) and len(betas) >= 2 and betas[0] > betas[1]:
+                yield Finding(
+                    measured=f"betas {tuple(betas[:2])}",
+                    expected="betas[0] <= betas[1], such as (0.9, 0.999)",
+                    message="the averages of gradient and squared gradient are swapped",
+                    location=optimizer["loc"],
+                    hint="betas=(0.9, 0.999)",
+                )
+                break
+            if isinstance(momentum, float) and 0 < momentum < 0.5 and optimizer["cls"] == "SGD":
+                yield Finding(
+                    measured=f"momentum {momentum:g}",
+                    expected="0, or 0.5 and above; 0.9 is usual",
+                    message="a momentum this small does next to nothing; was 1 - momentum meant?",
+                    location=optimizer["loc"],
+                    hint=f"momentum={1 - momentum:g}?",
+                )
+                break
+
+
+@rule("OPT708", severity=Status.WARN, subject=Subject.RUN)
+def no_decay_group_mismatch(record: Record) -> Iterator[Finding]:
+    """The group without weight decay misses parameters that it is for.
+
+    Why it matters: norms and biases are decayed although the code means to spare them; a name that does not match
+    matches silently.
+    Found by: a group with decay 0 that is empty, or holds vectors alone while the group with decay holds vectors too.
+    Not an error: one group for all; groups for body and head.
+
+    Wrong: `"LayerNorm" in name` when the layer is called `norm1`
+    Right: `p.ndim <= 1`
+    References: Loshchilov & Hutter 2019; the habit of sparing vectors is that of most transformer recipes.
+    """
+    for optimizer in _stepped(record):
+        decayed = [g for g in optimizer["groups"] if (g.get("weight_decay") or 0) > 0]
+        spared = [g for g in optimizer["groups"] if g.get("weight_decay") == 0]
+        if not decayed or not spared:
+            continue
+        left = sum(g["vectors"] for g in decayed)
+        tensors, vectors = sum(g["tensors"] for g in spared), sum(g["vectors"] for g in spared)
+        if left and tensors == vectors:
+            yield Finding(
+                measured=f"{plural(vectors, 'vector')} without decay, {left} with decay",
+                expected="all norms and biases without decay",
+                message="the group without weight decay does not get every norm and bias",
+                location=optimizer["loc"],
+                hint="split by p.ndim <= 1 instead of by name",
+            )
+
+
+@rule("OPT709", severity=Status.WARN, subject=Subject.RUN)
+def coupled_weight_decay(record: Record) -> Iterator[Finding]:
+    """Adam gets a weight decay that is meant for AdamW.
+
+    Why it matters: in Adam the decay is added to the gradient and divided by its size; large values of the decoupled
+    kind then regularise little, and unevenly.
+    Found by: an Adam without decoupling and `weight_decay` of 0.01 or more.
+    Not an error: small values, which are L2 penalties; AdamW.
+    References: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
+    for optimizer in _stepped(record):
+        for group in optimizer["groups"]:
+            decay = group.get("weight_decay") or 0
+            decoupled = bool(group.get("decoupled_weight_decay"))
+            if optimizer["cls"] in ADAMS and not decoupled and decay >= LARGE_COUPLED_DECAY:
+                yield Finding(
+                    measured=f"{optimizer['cls']} with weight_decay {decay:g}",
+                    expected=f"AdamW, or at most {LARGE_COUPLED_DECAY / 10:g}",
+                    message="a decay of this size is meant for AdamW",
+                    location=optimizer["loc"],
+                    hint="torch.optim.AdamW with the same arguments",
+                )
+                break
+
+
+@rule("OPT710", subject=Subject.RUN)
+def frozen_parameters_move(record: Record) -> Iterator[Finding]:
+    """Frozen parameters change.
+
+    Why it matters: the pretrained features drift by weight decay and momentum although no gradient asks for it.
+    Found by: parameters with `requires_grad=False` that are not bit for bit what they were when they were frozen.
+    Not an error: averages of weights, which no optimizer holds.
+
+    Wrong: freezing after momentum was built up, with gradients set to zero instead of None
+    Right: leave frozen parameters out of the optimizer, or set their gradients to None
+    """
+    record.need_training()
+    moved = [r for r in record.parameters if r["moved_frozen"] and r["opts"]]
+    if moved:
+        yield Finding(
+            measured=f"{plural(len(moved), 'frozen tensor')} changed",
+            expected="0",
+            message="the optimizer moves parameters that are frozen",
+            location=shortlist(r["name"] for r in moved),
+            hint="give the optimizer only what is trained; weight decay and momentum need no gradient",
+        )
+
+
+@rule("OPT711", severity=Status.WARN, subject=Subject.RUN)
+def frozen_statistics_drift(record: Record) -> Iterator[Finding]:
+    """Batch norms whose weights are frozen keep updating their running statistics.
+
+    Why it matters: the frozen features change all the same, and differ between training and evaluation.
+    Found by: running statistics that changed beside weights that are frozen from the start.
+    Not an error: frozen batch norms in eval mode.
+
+    Wrong: `requires_grad_(False)` alone
+    Right: `requires_grad_(False)` and `.eval()` on the frozen part, after each `model.train()`
+    """
+    record.need_training()
+    frozen = {r["name"].rpartition(".")[0] for r in record.parameters if not r["trainable"] and not r["was_trainable"]}
+    trained = {r["name"].rpartition(".")[0] for r in record.parameters if r["trainable"]}
+    drifting = [
+        name
+        for table in record.of("params")
+        if table["model"] in record.trained_models
+        for name, changed in table["buffers"]
+        if changed and name.endswith("running_mean") and name.rpartition(".")[0] in frozen - trained
+    ]
+    if drifting:
+        yield Finding(
+            measured=f"{plural(len(drifting), 'frozen batch norm')} with changing statistics",
+            expected="0",
+            message="the frozen part of the model still learns the statistics of the new data",
+            location=shortlist(drifting),
+            hint="put the frozen part into eval mode after each model.train()",
+        )

@@ -1,0 +1,132 @@
+"""RUN: whether the script runs at all, on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from verify.report import Finding, Status, plural, shortlist
+from verify.rules import Subject, rule
+from verify.trace.record import Record
+
+
+@rule("RUN071", subject=Subject.RUN)
+def script_crashed(record: Record) -> Iterator[Finding]:
+    """The script ends with an error.
+
+    Why it matters: whatever comes after is never reached. A run that dies on its last, smaller batch dies after hours.
+    Found by: the exception that ends the process, or its exit code. A crash before the first training step is reported
+    as something that could not be checked.
+    Not an error: exit code 0, or a run that was ended by the watcher.
+    """
+    run, crashes = record.run, record.of("crash")
+    if run["code"] == 0 or record.of("ended") or record.of("input"):
+        return
+    if crashes and crashes[0]["error"] in ("ModuleNotFoundError",):
+        return
+    if record.of("fast"):
+        yield Finding(status=Status.SKIP, message="the script failed while only its schedule was carried on")
+        return
+    status = Status.FAIL if record.steps and not run["timed_out"] else Status.ERROR
+    if run["timed_out"]:
+        yield Finding(
+            status=Status.SKIP if record.steps else Status.ERROR,
+            message="the script was still running when the time for watching was up",
+            hint="--timeout gives it longer; --max-epochs makes it shorter",
+        )
+    elif crashes:
+        crash = crashes[0]
+        after = f" after {plural(len(record.steps), 'step')}" if record.steps else " before the first training step"
+        yield Finding(
+            status=status,
+            measured=f"{crash['error']}: {crash['message']}",
+            message=f"the script raises{after}",
+            location=crash["loc"],
+            hint="run it once without the watcher, with the same small data",
+        )
+    else:
+        last = [line for line in run["log"].strip().splitlines() if line.strip()]
+        yield Finding(
+            status=status,
+            measured=f"exit code {run['code']}",
+            expected="0",
+            message=f"the script fails; it last said: {last[-1].strip()[:200]}" if last else "the script fails silently",
+        )
+
+
+@rule("RUN072", severity=Status.WARN, subject=Subject.RUN)
+def cuda_hard_coded(record: Record) -> Iterator[Finding]:
+    """The script asks for CUDA without asking whether there is any.
+
+    Why it matters: it runs on no laptop, no CI machine and no CPU server, and neither do its tests.
+    Found by: `.cuda()` and `.to("cuda")` calls on a machine without a GPU. The run is then made again with such calls
+    kept on the CPU.
+    Not an error: the same calls behind `torch.cuda.is_available()`.
+
+    Wrong: `model.cuda()`
+    Right: `device = "cuda" if torch.cuda.is_available() else "cpu"; model.to(device)`
+    """
+    asked = record.of("cuda_asked")
+    if asked:
+        places = list(dict.fromkeys(f"{e['what']} at {e['loc']}" for e in asked))
+        yield Finding(
+            measured=plural(len(places), "place"),
+            expected="0",
+            message=f"the script fails on a machine without a GPU: {shortlist(places)}",
+            location=asked[0]["loc"],
+            hint='device = "cuda" if torch.cuda.is_available() else "cpu"',
+        )
+
+
+@rule("RUN073", severity=Status.ERROR, subject=Subject.RUN)
+def missing_import(record: Record) -> Iterator[Finding]:
+    """The script imports a package that is not installed.
+
+    Why it matters: the requirements of the project do not say what it needs, or this is the wrong environment.
+    Found by: the exception that ends the process.
+    Not an error: an import that the script itself catches.
+    """
+    for crash in record.of("crash"):
+        if crash["error"] == "ModuleNotFoundError":
+            yield Finding(
+                measured=crash["message"],
+                message=f"nothing could be watched: the module {crash['module']!r} is missing",
+                location=crash["loc"],
+                hint=f"pip install the package that provides {crash['module']!r}, and add it to the requirements",
+            )
+
+
+@rule("RUN074", severity=Status.ERROR, subject=Subject.RUN)
+def no_training_seen(record: Record) -> Iterator[Finding]:
+    """No training step was seen.
+
+    Why it matters: a verdict about a training that did not happen means nothing.
+    Found by: no backward pass and no optimizer step in any Python process of the command.
+    Not an error: nothing; this is never a pass.
+    """
+    if not record.training_failed or record.of("crash") or record.of("input"):
+        return
+    log = [line.strip() for line in record.run["log"].strip().splitlines() if line.strip()]
+    says = f"; it last said: {log[-1][:160]}" if log else ""
+    what = "PyTorch was never imported" if not record.of("torch") else "no backward pass and no optimizer step"
+    yield Finding(
+        measured=what,
+        message=f"the command trained nothing{says}",
+        hint="give the command that trains, as one would type it: kit watch -- python train.py",
+    )
+
+
+@rule("RUN075", severity=Status.ERROR, subject=Subject.RUN)
+def waits_for_input(record: Record) -> Iterator[Finding]:
+    """The script asks for input.
+
+    Why it matters: it cannot run unattended: not on a cluster, not in CI, not in an agent's shell.
+    Found by: a call of `input()`.
+    Not an error: questions that a command line option answers.
+    """
+    for event in record.of("input")[:1]:
+        yield Finding(
+            measured=f"input({event['prompt']!r})",
+            message="the script waits for somebody to answer",
+            location=event["loc"],
+            hint="make it a command line option with a default",
+        )

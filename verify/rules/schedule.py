@@ -1,0 +1,375 @@
+"""LRS: the learning rate over the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from verify.report import Finding, Status
+from verify.rules import Subject, rule
+from verify.trace.record import Event, NotSeenError, Record
+
+COSINE = "CosineAnnealingLR"
+CYCLIC = ("CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR")
+# How far a horizon may be from the run before it is a mistake rather than a habit.
+TOO_LONG, TOO_SHORT = 1.5, 0.75
+JUMP = 5.0
+
+
+def _calls(record: Record, number: int) -> list[Event]:
+    return [e for e in record.of("sched") if e["id"] == number]
+
+
+def _schedulers(record: Record) -> list[Event]:
+    found = record.of("scheduler")
+    if not found:
+        raise NotSeenError("no scheduler of torch was stepped")
+    return found
+
+
+def _unit(record: Record, number: int) -> str:
+    """`epoch` or `step`, by how often the scheduler is called within an epoch; or nothing."""
+    calls = _calls(record, number)
+    epochs = [e for e in record.epochs if e.exhausted]
+    if len(epochs) < 2:
+        return ""
+    begin, end = epochs[0].begin, epochs[1].begin
+    within = sum(begin <= call["i"] < end for call in calls)
+    if within == 1 and epochs[0].counts["batches"] > 1:
+        return "epoch"
+    return "step" if within > 1 else ""
+
+
+def _planned_calls(record: Record, number: int) -> tuple[float, float]:
+    """How many calls the whole run makes: in the time-lapse, and without it.
+
+    Raises:
+        NotSeenError: the run does not show it.
+    """
+    epochs, unit = record.planned_epochs, _unit(record, number)
+    if not epochs or not unit:
+        raise NotSeenError("the run does not show how many epochs it plans")
+    if unit == "epoch":
+        return epochs, epochs
+    first, calls = record.epochs[0], _calls(record, number)
+    within = sum(first.begin <= c["i"] < record.epochs[1].begin for c in calls)
+    whole = within * (first.length or first.counts["batches"]) / max(1, first.counts["batches"])
+    return epochs * within, epochs * whole
+
+
+def _parts(scheduler: Event) -> list[dict[str, Any]]:
+    """The scheduler itself, or those inside a sequence of them."""
+    inner = scheduler["numbers"].get("inner")
+    return inner if inner else [scheduler]
+
+
+@rule("LRS801", subject=Subject.RUN)
+def schedule_never_steps(record: Record) -> Iterator[Finding]:
+    """A scheduler is built and never stepped.
+
+    Why it matters: the learning rate stays what it was at the start; the model ends worse and nobody sees why.
+    Found by: schedulers on which `step` was never called in a run of two epochs or more.
+    Not an error: schedulers inside of others.
+
+    Wrong: `scheduler = CosineAnnealingLR(optimizer, 50)` and no `scheduler.step()`
+    Right: `scheduler.step()` once an epoch
+    """
+    epochs = max(len(record.epochs), len(record.evaluations))
+    if epochs < 2 and not (record.ran_to_the_end and len(record.steps) > 20):
+        raise NotSeenError("fewer than two epochs were seen")
+    for event in record.of("scheduler_unused"):
+        if event["opt"] is not None and event["opt"] in record.steps_of:
+            yield Finding(
+                measured=f"{event['cls']}: no step in {epochs} epochs",
+                expected="steps",
+                message="the learning rate never changes although a schedule was built",
+                location=record.optimizers[event["opt"]]["loc"],
+                hint="call scheduler.step() once an epoch (or once a batch, if it counts in batches)",
+            )
+
+
+@rule("LRS802", severity=Status.WARN, subject=Subject.RUN)
+def schedule_horizon_off(record: Record) -> Iterator[Finding]:
+    """The schedule is much longer or shorter than the run.
+
+    Why it matters: a cosine that is too long never anneals; one that is too short climbs back to the full rate at the
+    end, because `CosineAnnealingLR` is periodic.
+    Found by: the horizon of the scheduler against the number of times that the whole run steps it, both with and
+    without the time-lapse.
+    Not an error: half again as long, warm restarts, plateau schedulers, and early stopping.
+
+    Wrong: `CosineAnnealingLR(optimizer, T_max=200)` in a run of 50 epochs
+    Right: `CosineAnnealingLR(optimizer, T_max=epochs)`
+    """
+    for scheduler in _schedulers(record):
+        planned = _planned_calls(record, scheduler["id"])
+        unit = _unit(record, scheduler["id"])
+        for part in _parts(scheduler):
+            finding = _horizon(part, planned, unit, scheduler["loc"], whole=part is scheduler)
+            if finding:
+                yield finding
+                break
+
+
+def _horizon(part: dict[str, Any], planned: tuple[float, float], unit: str, place: str, whole: bool) -> Finding | None:
+    numbers, cls = part["numbers"], part["cls"]
+    horizon = {COSINE: numbers.get("T_max"), "OneCycleLR": numbers.get("total_steps")}.get(cls)
+    counted = f"{planned[0]:.0f} {unit}s" + (f" ({planned[1]:.0f} without the time-lapse)" if unit == "step" else "")
+    if horizon:
+        if any(TOO_SHORT * plan <= horizon <= TOO_LONG * plan for plan in planned):
+            return None
+        if all(horizon > plan for plan in planned):
+            done = max(planned) / horizon
+            return Finding(
+                measured=f"{cls} over {horizon} {unit}s, the run steps it {counted}",
+                expected="as long as the run",
+                message=f"the schedule has gone {done:.0%} of its way when the run ends; it never anneals",
+                location=place,
+                hint="the horizon is the number of times that scheduler.step() is called",
+            )
+        if whole and cls == COSINE and all(horizon < plan for plan in planned):
+            return Finding(
+                measured=f"{cls} over {horizon} {unit}s, the run steps it {counted}",
+                expected="as long as the run",
+                message="the cosine reaches its minimum early and climbs back to the full rate",
+                location=place,
+                hint="the horizon is the number of times that scheduler.step() is called",
+            )
+    first = numbers.get("step_size") if cls == "StepLR" else min(numbers.get("milestones") or [0])
+    if whole and first and all(first >= plan for plan in planned):
+        return Finding(
+            measured=f"{cls} first acts after {first} {unit}s, the run has {counted}",
+            expected="within the run",
+            message="the learning rate never changes in a run of this length",
+            location=place,
+            hint="milestones within the run",
+        )
+    return None
+
+
+@rule("LRS803", severity=Status.WARN, subject=Subject.RUN)
+def schedule_step_unit(record: Record) -> Iterator[Finding]:
+    """The schedule counts in epochs and is stepped once a batch, or the other way round.
+
+    Why it matters: the rate has decayed to nothing after the first epochs, or the warmup never ends.
+    Found by: the horizon against calls a batch; the learning rate of a whole run that is stepped once an epoch.
+    Not an error: schedules without a horizon.
+
+    Wrong: `OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)` stepped once an epoch
+    Right: stepped once a batch
+    """
+    for scheduler in _schedulers(record):
+        number = scheduler["id"]
+        unit, epochs = _unit(record, number), record.planned_epochs or 0
+        rates = [max(e["lrs"]) for e in _calls(record, number)]
+        if unit == "step" and epochs > 1 and scheduler["cls"] in ("ExponentialLR", "StepLR", "MultiStepLR"):
+            yield from _decays_too_fast(record, scheduler, rates)
+        elif unit == "epoch" and record.ran_to_the_end and len(rates) >= 5:
+            yield from _warmup_never_ends(scheduler, rates)
+        elif unit == "step" and scheduler["cls"] == "LambdaLR" and len(rates) >= 10:
+            dead = next((n for n, rate in enumerate(rates) if rate <= 1e-4 * max(rates) and n > 0), None)
+            if dead is not None and all(r <= 1e-4 * max(rates) for r in rates[dead:]) and dead < len(rates) // 3:
+                yield Finding(
+                    measured=f"the rate is gone after {dead} of {len(rates)} calls",
+                    expected="at the end",
+                    message="a schedule that counts in epochs is stepped once a batch",
+                    location=scheduler["loc"],
+                    hint="move scheduler.step() to the end of the epoch, or give it the number of batches",
+                )
+
+
+def _decays_too_fast(record: Record, scheduler: Event, rates: list[float]) -> Iterator[Finding]:
+    numbers = scheduler["numbers"]
+    first = record.epochs[0]
+    batches = first.length or first.counts["batches"]
+    gamma = numbers.get("gamma") or 1.0
+    horizon = numbers.get("step_size") or min(numbers.get("milestones") or [1])
+    per_epoch = gamma ** (batches / horizon) if scheduler["cls"] != "MultiStepLR" else gamma if horizon < batches else 1
+    if per_epoch < 0.2 and horizon < batches:
+        yield Finding(
+            measured=f"{scheduler['cls']} stepped once a batch: times {per_epoch:.2g} in one epoch of {batches} batches",
+            expected="once an epoch",
+            message="the learning rate is next to nothing after the first epochs",
+            location=scheduler["loc"],
+            hint="move scheduler.step() out of the loop over batches",
+        )
+
+
+def _warmup_never_ends(scheduler: Event, rates: list[float]) -> Iterator[Finding]:
+    rising = all(b >= a for a, b in zip(rates, rates[1:], strict=False)) and rates[-1] > rates[0]
+    if rising and scheduler["cls"] in ("LambdaLR", "OneCycleLR", "LinearLR", "SequentialLR"):
+        yield Finding(
+            measured=f"{rates[0]:.2g} to {rates[-1]:.2g} over {len(rates)} epochs, still rising",
+            expected="a warmup, then a decay",
+            message="the warmup never ends: a schedule that counts in batches is stepped once an epoch",
+            location=scheduler["loc"],
+            hint="call scheduler.step() after every optimizer step",
+        )
+
+
+@rule("LRS804", subject=Subject.RUN)
+def schedule_of_another_optimizer(record: Record) -> Iterator[Finding]:
+    """The scheduler belongs to an optimizer that makes no steps.
+
+    Why it matters: the learning rate of the optimizer that trains never changes.
+    Found by: the optimizer of each scheduler that is stepped.
+    Not an error: several optimizers, each with its own.
+    """
+    record.need_training()
+    for scheduler in _schedulers(record):
+        if scheduler["opt"] is None or scheduler["opt"] not in record.steps_of:
+            yield Finding(
+                measured=f"{scheduler['cls']} of an optimizer without a single step",
+                expected="the optimizer that trains",
+                message="the optimizer was replaced after the scheduler was built",
+                location=scheduler["loc"],
+                hint="build the scheduler from the optimizer that steps",
+            )
+
+
+@rule("LRS805", subject=Subject.RUN)
+def plateau_mode_inverted(record: Record) -> Iterator[Finding]:
+    """ReduceLROnPlateau watches the wrong direction.
+
+    Why it matters: with mode "min" and an accuracy, the rate falls while the model gets better.
+    Found by: the numbers it is given, compared with accuracy and loss of the evaluation before.
+    Not an error: mode "max" with an accuracy, mode "min" with a loss.
+
+    Wrong: `ReduceLROnPlateau(optimizer); scheduler.step(val_accuracy)`
+    Right: `ReduceLROnPlateau(optimizer, mode="max")`
+    """
+    plateau = [s for s in _schedulers(record) if s["cls"] == "ReduceLROnPlateau"]
+    if not plateau:
+        raise NotSeenError("no ReduceLROnPlateau")
+    for scheduler in plateau:
+        kinds = [_kind_of_metric(record, call) for call in _calls(record, scheduler["id"])]
+        mode = scheduler["numbers"].get("mode", "min")
+        wrong = {"min": "accuracy", "max": "loss"}[mode]
+        if kinds.count(wrong) >= 2 and kinds.count(wrong) > len(kinds) / 2:
+            yield Finding(
+                measured=f'mode "{mode}" is given the {wrong}',
+                expected=f'mode "{"max" if mode == "min" else "min"}"',
+                message="the learning rate falls while the model gets better",
+                location=scheduler["loc"],
+                hint=f'mode="{"max" if mode == "min" else "min"}", or give it the other metric',
+            )
+
+
+def _kind_of_metric(record: Record, call: Event) -> str:
+    before = [e for e in record.evaluations if e.end < call["i"]]
+    given = next((g for g in call["given"] if isinstance(g, int | float)), None)
+    if not before or given is None:
+        return ""
+    last = before[-1]
+    if last.accuracy is not None and any(abs(given - scale * last.accuracy) < 1e-4 * scale for scale in (1, 100)):
+        return "accuracy"
+    if last.loss is not None and abs(given - last.loss) < 0.05 * abs(last.loss):
+        return "loss"
+    return ""
+
+
+@rule("LRS806", severity=Status.WARN, subject=Subject.RUN)
+def schedule_before_optimizer(record: Record) -> Iterator[Finding]:
+    """The scheduler steps before the optimizer has.
+
+    Why it matters: the first value of the schedule is skipped, and everything comes one step early.
+    Found by: a call of `scheduler.step()` before the first optimizer step.
+    Not an error: skipping ahead on purpose when training is resumed.
+
+    Wrong: `scheduler.step()` at the start of the epoch
+    Right: `scheduler.step()` at its end
+    """
+    record.need_training()
+    loaded = bool(record.of("scheduler_loaded") or record.of("optimizer_loaded"))
+    early = [e for e in record.of("sched") if e["step"] == 0]
+    if early and not loaded:
+        yield Finding(
+            measured=f"scheduler.step() before the first of {len(record.steps)} optimizer steps",
+            expected="optimizer.step() first",
+            message="the first learning rate of the schedule is never used",
+            location=early[0]["loc"],
+            hint="call scheduler.step() after the batches of the epoch",
+        )
+
+
+@rule("LRS807", severity=Status.WARN, subject=Subject.RUN)
+def learning_rate_jumps(record: Record) -> Iterator[Finding]:
+    """The learning rate jumps up in the middle of the run.
+
+    Why it matters: a handover from warmup to schedule, or a schedule that starts again, undoes what was learned.
+    Found by: a step whose rate is more than 5 times that of the step before, from a rate that was not tiny.
+    Not an error: warm restarts, cyclic schedules, and a warmup from almost nothing.
+    """
+    record.need_training()
+    if any(part["cls"] in CYCLIC for s in record.of("scheduler") for part in _parts(s)):
+        raise NotSeenError("the schedule is cyclic")
+    if len(record.steps_of) > 1:
+        raise NotSeenError("several optimizers")
+    rates = record.learning_rates(record.main_optimizer or 0)
+    top = max(rates)
+    for n, (before, after) in enumerate(zip(rates, rates[1:], strict=False), start=1):
+        if after > JUMP * before and before > 0.01 * top and n > 1:
+            yield Finding(
+                measured=f"{before:.2g} to {after:.2g} at step {n + 1} of {len(rates)}",
+                expected="no jump",
+                message="the learning rate jumps up",
+                location=record.steps[0]["loc"],
+                hint="does each scheduler begin where the one before it ended?",
+            )
+            return
+
+
+@rule("LRS809", severity=Status.WARN, subject=Subject.RUN)
+def schedule_lags(record: Record) -> Iterator[Finding]:
+    """The scheduler is told an epoch that lags behind.
+
+    Why it matters: `step(epoch)` sets the position by hand, is deprecated, and with `epoch` counted from 0 repeats the
+    first value; the schedule never reaches its end.
+    Found by: a number given to `step` of a scheduler that counts by itself.
+    Not an error: metrics given to ReduceLROnPlateau, fractions of epochs given to warm restarts.
+
+    Wrong: `scheduler.step(epoch - 1)`
+    Right: `scheduler.step()`
+    """
+    for scheduler in _schedulers(record):
+        if scheduler["cls"] in ("ReduceLROnPlateau", "CosineAnnealingWarmRestarts"):
+            continue
+        given = [e["given"][0] for e in _calls(record, scheduler["id"]) if e["given"]]
+        late = [g for n, g in enumerate(given, start=1) if isinstance(g, int | float) and g < n]
+        if len(late) >= 2 and len(late) == len(given):
+            yield Finding(
+                measured=f"step({given[0]:g}), step({given[1]:g}), ... as call 1, 2, ...",
+                expected="step()",
+                message=f"the schedule is {1 - given[0]:g} behind and never reaches its end",
+                location=scheduler["loc"],
+                hint="scheduler.step() without an argument, after each epoch",
+            )
+
+
+@rule("LRS810", severity=Status.WARN, subject=Subject.RUN)
+def rate_gone_early(record: Record) -> Iterator[Finding]:
+    """The learning rate falls to zero long before the run ends.
+
+    Why it matters: the rest of the run trains nothing.
+    Found by: a rate at or next to zero for more than a third of the steps of a run that went to its end.
+    Not an error: a schedule that ends at zero in its last steps.
+    """
+    record.need_training(10)
+    rates = record.learning_rates(record.main_optimizer or 0)
+    if not record.ran_to_the_end or len(record.steps_of) > 1 or max(rates) == 0:
+        raise NotSeenError("the run was not seen to its end, or has several optimizers")
+    if any(_unit(record, s["id"]) == "step" for s in record.of("scheduler")):
+        raise NotSeenError("the schedule is stepped once a batch, whose number the time-lapse changes")
+    dead = 0
+    for rate in reversed(rates):
+        if rate > 1e-5 * max(rates):
+            break
+        dead += 1
+    if dead > len(rates) / 3:
+        yield Finding(
+            measured=f"{rates[-1]:.1g} in the last {dead} of {len(rates)} steps",
+            expected="above zero",
+            message="the learning rate is gone long before the end",
+            location=record.steps[0]["loc"],
+            hint="the horizon of the schedule is too short",
+        )

@@ -1,0 +1,1 @@
+"""Runs any training script and records what it really does; rules judge the record."""

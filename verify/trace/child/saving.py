@@ -1,0 +1,207 @@
+"""Hooks into what is saved and loaded: checkpoints, state dicts."""
+
+from __future__ import annotations
+
+import functools
+import os
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SMALL_FILE = 50 * 2**20
+
+
+def install(recorder: Any) -> None:
+    """Hook into torch.save, torch.load, and the state dicts of modules and schedulers."""
+    _hook_save(recorder)
+    _hook_load(recorder)
+    _hook_state_dicts(recorder)
+    _hook_scheduler_load(recorder)
+
+
+def _active(recorder: Any) -> bool:
+    return bool(recorder.session.is_recording and not recorder.is_probing)
+
+
+def _path(file: Any) -> str | None:
+    return os.fspath(file) if isinstance(file, (str, os.PathLike)) else getattr(file, "name", None)
+
+
+def _hook_save(recorder: Any) -> None:
+    original = torch.save
+
+    @functools.wraps(original)
+    def save(obj: Any, f: Any, *args: Any, **options: Any) -> Any:
+        path = _path(f)
+        if isinstance(path, str) and isinstance(f, (str, os.PathLike)):
+            recorder.session.guard.guarded(path, True, fresh=True)  # torch opens it without Python's knowledge
+        result = original(obj, f, *args, **options)
+        if _active(recorder) and isinstance(path, str):
+            recorder.look_at_report()
+            recorder.saved_paths = {**getattr(recorder, "saved_paths", {}), os.path.abspath(path): None}
+            recorder.emit(
+                "save",
+                path=recorder.session.places.original(os.path.realpath(path)),
+                step=recorder.step,
+                epoch=recorder.train_epochs,
+                fast=recorder.fast,
+                content=describe(recorder, obj),
+                loc=recorder.here(2),
+            )
+        return result
+
+    torch.save = save
+
+
+def _hook_load(recorder: Any) -> None:
+    original = torch.load
+
+    @functools.wraps(original)
+    def load(f: Any, *args: Any, **options: Any) -> Any:
+        path = _path(f)
+        if recorder.session.settings["fake_cuda"]:
+            options["map_location"] = "cpu"
+        result = original(f, *args, **options)
+        if _active(recorder):
+            recorder.emit(
+                "load",
+                path=recorder.session.places.original(os.path.realpath(path)) if isinstance(path, str) else None,
+                own=isinstance(path, str) and os.path.abspath(path) in getattr(recorder, "saved_paths", {}),
+                weights_only=options.get("weights_only"),
+                step=recorder.step,
+                content=describe(recorder, result),
+                loc=recorder.here(2),
+            )
+        return result
+
+    torch.load = load
+
+
+def describe(recorder: Any, obj: Any, depth: int = 2) -> Any:
+    """The kind of thing that is saved: keys with what is behind them, never values of tensors."""
+    if isinstance(obj, Mapping):
+        if obj and all(isinstance(v, Tensor) for v in obj.values()):
+            return _describe_weights(recorder, obj)
+        keys = {str(key): describe(recorder, value, depth - 1) for key, value in list(obj.items())[:40]} if depth else {}
+        kind = "dict"
+        names = set(map(str, obj))
+        if {"state", "param_groups"} <= names:
+            kind = "optimizer"
+            keys = {"entries": len(obj["state"])}
+        elif "last_epoch" in names and "_step_count" in names:
+            kind = "scheduler"
+        elif {"scale", "growth_factor"} <= names or {"_growth_tracker"} <= names:
+            kind = "scaler"
+        return {"kind": kind, "type": type(obj).__name__, "keys": keys}
+    if isinstance(obj, Tensor):
+        return {"kind": "tensor", "shape": list(obj.shape)}
+    if isinstance(obj, nn.Module):
+        return {"kind": "module", "type": type(obj).__name__}
+    if isinstance(obj, (int, float, str, bool)) or obj is None:
+        return {"kind": "value", "value": obj if not isinstance(obj, str) else obj[:60]}
+    return {"kind": "other", "type": f"{type(obj).__module__}.{type(obj).__name__}"}
+
+
+def _describe_weights(recorder: Any, state: Mapping) -> dict[str, Any]:
+    first = next(iter(state))
+    prefix = next((p for p in ("module.", "_orig_mod.") if all(str(k).startswith(p) for k in state)), "")
+    live = {p.data_ptr() for info in recorder.models.values() for _, p in info.named}
+    shared = sum(t.data_ptr() in live for t in state.values() if t.numel())
+    made = recorder.state_dicts.get(id(state))
+    return {
+        "kind": "weights",
+        "tensors": len(state),
+        "first": str(first),
+        "prefix": prefix,
+        "live": shared,
+        "made_at": made[1] if made is not None and made[0]() is state else None,
+    }
+
+
+def _hook_state_dicts(recorder: Any) -> None:
+    original_make, original_load = nn.Module.state_dict, nn.Module.load_state_dict
+    depth = [0]
+
+    @functools.wraps(original_make)
+    def state_dict(module: nn.Module, *args: Any, **options: Any) -> Any:
+        depth[0] += 1
+        try:
+            result = original_make(module, *args, **options)
+        finally:
+            depth[0] -= 1
+        if depth[0] == 0 and _active(recorder):
+            try:
+                if len(recorder.state_dicts) > 2000:
+                    recorder.state_dicts.clear()
+                recorder.state_dicts[id(result)] = (weakref.ref(result), recorder.step, recorder.here(2))
+            except TypeError:  # a plain dict cannot be referred to weakly
+                pass
+        return result
+
+    @functools.wraps(original_load)
+    def load_state_dict(module: nn.Module, state_dict: Any, strict: bool = True, *args: Any, **options: Any) -> Any:
+        own = original_make(module)
+        given = dict(state_dict)
+        pointers = {k: v.data_ptr() for k, v in own.items() if isinstance(v, Tensor) and v.numel()}
+        aliased = sum(
+            isinstance(v, Tensor) and v.numel() > 0 and pointers.get(k) == v.data_ptr() for k, v in given.items()
+        )
+        made = recorder.state_dicts.get(id(state_dict))
+        result = original_load(module, state_dict, strict, *args, **options)
+        if _active(recorder):
+            known = recorder.models.get(id(module))
+            matched = sum(k in own and getattr(v, "shape", None) == own[k].shape for k, v in given.items())
+            recorder.emit(
+                "weights_loaded",
+                model=known.number if known else None,
+                cls=type(module).__name__,
+                strict=bool(strict),
+                given=len(given),
+                own=len(own),
+                matched=matched,
+                missing=sorted(set(own) - set(given))[:8],
+                unexpected=sorted(set(given) - set(own))[:8],
+                aliased=aliased,
+                made_at=made[1] if made is not None and made[0]() is state_dict else None,
+                step=recorder.step,
+                loc=recorder.here(2),
+            )
+            recorder.loaded = [*getattr(recorder, "loaded", []), (module, step_print(module), recorder.step)][-3:]
+        return result
+
+    nn.Module.state_dict = state_dict  # type: ignore[method-assign]
+    nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+
+def step_print(module: nn.Module) -> dict[str, float]:
+    """A checksum a parameter, to see later whether what was loaded is still there."""
+    with torch.no_grad():
+        return {name: p.detach().double().sum().item() for name, p in module.named_parameters()}
+
+
+def _hook_scheduler_load(recorder: Any) -> None:
+    from torch.optim import lr_scheduler
+
+    original = lr_scheduler.LRScheduler.load_state_dict
+
+    @functools.wraps(original)
+    def load_state_dict(scheduler: Any, state_dict: Any) -> None:
+        original(scheduler, state_dict)
+        if _active(recorder):
+            recorder.emit(
+                "scheduler_loaded", last_epoch=getattr(scheduler, "last_epoch", None), step=recorder.step, loc=recorder.here(2)
+            )
+
+    lr_scheduler.LRScheduler.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+
+def look_at_loaded(recorder: Any) -> None:
+    """Before the first step: are the weights that were loaded still there?"""
+    for module, then, step in getattr(recorder, "loaded", []):
+        now = step_print(module)
+        changed = [name for name, value in now.items() if name in then and then[name] != value]
+        if step == 0:
+            recorder.emit("loaded_then", cls=type(module).__name__, tensors=len(now), changed=len(changed), first=changed[:3])

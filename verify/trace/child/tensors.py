@@ -1,0 +1,87 @@
+"""Small measurements of tensors, cheap enough for every step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SUM_TOLERANCE = 1e-4
+LARGEST_HASHED = 4 * 2**20
+
+
+def tensors_of(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples, mappings and dataclass-like outputs, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_of(item, depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_of(item, depth - 1)
+    elif depth and hasattr(value, "logits"):
+        yield from tensors_of(value.logits, depth - 1)
+
+
+def inputs_and_targets(batch: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The first float tensor of a batch, and the first that may be its targets: of the same length, after it."""
+    found = list(tensors_of(batch))
+    inputs = next((t for t in found if t.is_floating_point() and t.dim() >= 2), None)
+    if inputs is None:
+        inputs = next((t for t in found if t.dim() >= 2), None)
+    if inputs is None:
+        return None, None
+    rest = [t for t in found if t is not inputs and t.dim() >= 1 and len(t) == len(inputs)]
+    whole = [t for t in rest if not t.is_floating_point()]
+    return inputs, (whole or rest or [None])[0]
+
+
+def digest(tensor: Tensor | None) -> str:
+    """A short hash of the values, of the first 4 MiB."""
+    if tensor is None:
+        return ""
+    data = tensor.detach().to("cpu").contiguous().reshape(-1)
+    if data.dtype is torch.bfloat16:
+        data = data.float()
+    raw = data[: LARGEST_HASHED // data.element_size()].numpy().tobytes()
+    return hashlib.blake2b(raw, digest_size=8).hexdigest()
+
+
+def describe_scores(scores: Tensor) -> dict[str, Any]:
+    """What the inputs of a classification loss look like, (B, C) or (B, C, ...): range and sums along classes."""
+    with torch.no_grad():
+        x = scores.detach()
+        if x.numel() > 200_000:
+            x = x[: max(1, 200_000 // max(1, x[0].numel()))]
+        x = x.float()
+        low, high = x.min().item(), x.max().item()
+        described: dict[str, Any] = {"shape": list(scores.shape), "min": round(low, 6), "max": round(high, 6)}
+        if x.dim() >= 2 and x.shape[1] > 1:
+            if low >= 0:
+                sums = x.sum(dim=1)
+                described["simplex"] = bool((sums - 1).abs().max() < SUM_TOLERANCE)
+            elif high <= 0:
+                sums = x.exp().sum(dim=1)
+                described["log_simplex"] = bool((sums - 1).abs().max() < SUM_TOLERANCE)
+            if low >= 0 and x.shape[0] > 1:
+                described["columns"] = bool((x.sum(dim=0) - 1).abs().max() < SUM_TOLERANCE)
+        if low == 0:
+            described["zeros"] = round((x == 0).float().mean().item(), 3)
+    return described
+
+
+def scalar(value: Any) -> float | None:
+    """A number or a tensor of one element on the CPU as a float."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return float(value)
+    if isinstance(value, Tensor) and value.numel() == 1 and value.device.type == "cpu":
+        return float(value.detach())
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+        return float(value)
+    return None

@@ -1,0 +1,112 @@
+"""Judges the record of a watched run: every rule about runs, applied, and what the probes of the live model found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from verify.report import Check, Finding, Report, Status
+from verify.rules import Rule, Subject, all_rules, select_rules
+from verify.trace.record import NotSeenError, Record
+
+CHECK_FIELDS = {field.name for field in fields(Check)}
+
+
+def judge(record: Record, select: list[str] | None = None, ignore: list[str] | None = None) -> Report:
+    """Apply the rules to a record.
+
+    Args:
+        select: prefixes of rule codes to check; all when empty.
+        ignore: prefixes of rule codes to leave out.
+
+    Raises:
+        ValueError: `select` or `ignore` match no rule.
+    """
+    started = time.monotonic()
+    rules = _chosen(select or [], ignore or [])
+    report = Report(target=record.command, device=record.device, torch=record.torch, notes=record.notes)
+    for rule in rules:
+        if rule.subject is Subject.RUN:
+            report.checks += list(_apply(rule, record))
+    report.checks += _model_checks(record, rules)
+    report.checks = _without_repeats(report.checks)
+    report.seconds = record.seconds or time.monotonic() - started
+    return report
+
+
+def _chosen(select: list[str], ignore: list[str]) -> list[Rule]:
+    found, problem = [], None
+    for subject in (Subject.RUN, Subject.MODEL):
+        try:
+            found += select_rules(select, ignore, subject)
+        except ValueError as error:
+            problem = error
+    if not found and problem:
+        raise problem
+    return found
+
+
+def _apply(rule: Rule, record: Record) -> Iterator[Check]:
+    start = time.monotonic()
+    try:
+        findings = list(rule.function(record)) or [Finding(status=Status.PASS)]
+    except NotSeenError as error:
+        findings = [Finding(status=Status.SKIP, message=str(error))]
+    except Exception as error:
+        trace = error.__traceback__
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
+        message = f"internal error in the verifier at {place}: {type(error).__name__}: {error}"
+        findings = [Finding(status=Status.ERROR, message=message, hint="please report this with the record")]
+    seconds = (time.monotonic() - start) / len(findings)
+    for finding in findings:
+        status = finding.status or rule.severity
+        yield Check(code=rule.code, name=rule.name, **{**asdict(finding), "status": status}, seconds=round(seconds, 4))
+
+
+def _model_checks(record: Record, rules: list[Rule]) -> list[Check]:
+    """What the probes of the live model found; a skip for each rule when there were none."""
+    wanted = {rule.code: rule for rule in rules if rule.subject is Subject.MODEL}
+    if not wanted or record.training_failed:
+        return []
+    try:
+        result = record.probe("model")
+        reason = result.get("skipped", "")
+    except NotSeenError as error:
+        result, reason = {}, str(error)
+    made = [
+        Check.from_json({key: value for key, value in check.items() if key in CHECK_FIELDS})
+        for check in result.get("checks", [])
+        if check["code"] in wanted
+    ]
+    if made or not reason:
+        return made
+    return [
+        Check(code=rule.code, name=rule.name, status=Status.SKIP, message=f"the live model: {reason}")
+        for rule in wanted.values()
+    ]
+
+
+def _without_repeats(checks: list[Check]) -> list[Check]:
+    """One mistake, told once: what a more telling rule says already is left to it."""
+    failed = {check.code for check in checks if check.status in (Status.FAIL, Status.WARN)}
+    return [check for check in checks if not _is_told(check, failed)]
+
+
+# Consequences: the first is not worth a finding of its own when one of the others is there.
+TOLD_BY = {
+    "TRN415": {"TRN", "OPT", "LOS", "GRD", "MOD", "DAT", "LRS"},
+}
+
+
+def _is_told(check: Check, failed: set[str]) -> bool:
+    others = TOLD_BY.get(check.code, set())
+    return check.status in (Status.WARN, Status.FAIL) and any(
+        code != check.code and any(code.startswith(other) for other in others) for code in failed
+    )
+
+
+__all__ = ["judge", "all_rules"]
