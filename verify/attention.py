@@ -70,6 +70,7 @@ class Attention:
         normalised: the axis that the softmax runs over: "column", "row" or "other".
         summed: the axis over which the weights were then summed with the values, or "" if that was not seen.
         places: length of the sequence, or places of the feature map, that the module received; 0 where unknown.
+        features: D of the sequence (B, N, D) that the module received; 0 where it received something else.
     """
 
     module: str
@@ -82,6 +83,7 @@ class Attention:
     normalised: str = ""
     summed: str = ""
     places: int = 0
+    features: int = 0
 
     @property
     def over_channels(self) -> bool:
@@ -314,7 +316,9 @@ class AttentionTracker:
 
     def _found(self, site: Attention) -> None:
         self.found.append(site)
-        site.places = next((call.places for call in reversed(self.memory.stack) if call.places), 0)
+        around = next((call for call in reversed(self.memory.stack) if call.places), None)
+        if around is not None:
+            site.places, site.features = around.places, around.features
         for call in self.memory.stack:
             call.attentions.append(site)
 

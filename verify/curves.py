@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -28,7 +28,7 @@ EVALUATIONS = (ORANGE, PURPLE, GREEN)
 DOTS_PER_INCH = 150
 WIDTH = 9.0  # inches
 SMOOTHED_FROM = 150  # steps
-MOST_LAYERS = 16
+FEWEST_LAYERS, MOST_LAYERS = 8, 24
 MOST_FILES = 4
 MOST_DECAYS = 8
 LOG_RATIO = 100.0  # a log scale shows more where the largest value is this many times the smallest
@@ -270,9 +270,13 @@ def _facts(story: Story) -> dict[str, str]:
 
 def _from_to(values: list[float]) -> str:
     """The means of the first and the last tenth."""
-    part = max(1, len(values) // 10)
-    first, last = sum(values[:part]) / part, sum(values[-part:]) / part
-    return f"{first:.3g} at first, {last:.3g} at the end"
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "never finite"
+    part = max(1, len(finite) // 10)
+    first, last = sum(finite[:part]) / part, sum(finite[-part:]) / part
+    rest = f", {len(values) - len(finite)} of {len(values)} not finite" if len(finite) < len(values) else ""
+    return f"{first:.3g} at first, {last:.3g} at the end{rest}"
 
 
 # -- curves over the steps ---------------------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def _draw_rates(axis: Axes, story: Story) -> None:
         names = [f"optimizer {optimizer}, group {group}" if several else f"group {group}" for optimizer, group in keys]
         axis.plot(positions, values, color=color, linewidth=1.6, label=shortlist(names, 2), **_dots(values))
     if len(different) > 1:
-        axis.legend(frameon=False, fontsize=9, loc="upper right")
+        axis.legend(frameon=False, fontsize=9, loc="best")
     values = [value for _, series in story.rates.values() for value in series]
     values = [value for value in values if math.isfinite(value)] or [0.0]
     if len(set(values)) <= MOST_DECAYS:  # divided by ten now and then; a curve is read against zero
@@ -369,7 +373,7 @@ def _draw_norms(axis: Axes, story: Story) -> None:
     finite = [value for value in values if math.isfinite(value)]
     if story.limit and finite and story.limit < 3 * max(finite):
         axis.axhline(story.limit, color=RED, linewidth=1.2, linestyle="--", label=f"clipped above {story.limit:g}")
-        axis.legend(frameon=False, fontsize=9, loc="upper right")
+        axis.legend(frameon=False, fontsize=9, loc="best")
     _mark_not_finite(axis, [story.norms])
     _scale(axis, values)
 
@@ -398,7 +402,7 @@ def _draw_layers(axis: Axes, story: Story) -> None:
         mesh = axis.pcolormesh(
             edges, np.arange(len(groups) + 1), np.ma.masked_where(~(table > 0), table), cmap="cividis", norm=norm
         )
-        axis.figure.colorbar(mesh, ax=axis, pad=0.012, aspect=12, fraction=0.05)
+        axis.figure.colorbar(mesh, ax=axis, pad=0.012, aspect=max(8, 1.2 * len(groups)), fraction=0.05)
     for color, name, where in ((PURPLE, "zero", table == 0), (RED, "not finite", ~np.isfinite(table) & ~absent)):
         for line, column in zip(*np.nonzero(where), strict=True):
             axis.fill_between(edges[column : column + 2], line, line + 1, color=color, linewidth=0)
@@ -423,21 +427,23 @@ def _layer_groups(story: Story) -> dict[str, list[str]]:
     if not names:
         return {}
     parts = [name.split(".") for name in names]
-    while all(len(part) > 1 for part in parts) and len({part[0] for part in parts}) == 1:
+    while all(len(part) > 1 and not part[1].isdigit() for part in parts) and len({part[0] for part in parts}) == 1:
         parts = [part[1:] for part in parts]  # `module.` or `model.` in front of everything
-    deepest = max(len(part) for part in parts)
-    groups: dict[str, list[str]] = {}
-    for depth in range(deepest, 0, -1):
-        groups = defaultdict(list)
+    finer: dict[str, list[str]] = {}
+    for depth in range(max(len(part) for part in parts), 0, -1):
+        groups: dict[str, list[str]] = {}
         for name, part in zip(names, parts, strict=True):
-            groups[".".join(part[: min(depth, max(1, len(part) - 1))])].append(name)
+            groups.setdefault(".".join(part[: min(depth, max(1, len(part) - 1))]), []).append(name)
+        if len(groups) <= MOST_LAYERS and (len(groups) >= FEWEST_LAYERS or not finer):
+            return groups
         if len(groups) <= MOST_LAYERS:
-            return dict(groups)
-    return _merged(groups)
+            break
+        finer = groups
+    return _merged(finer)
 
 
 def _merged(groups: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Neighbours together, where even the top level has too many parts."""
+    """Neighbours together, where one level of the model has too many parts and the next too few."""
     size = -(-len(groups) // MOST_LAYERS)
     names = list(groups)
     merged = {}

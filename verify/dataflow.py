@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from verify.attention import Attention, AttentionTracker, Operation
+from verify.attention import MATMULS, Attention, AttentionTracker, Operation
 
 # Smaller tensors are constants such as the mean and standard deviation of the channels.
 SMALLEST_TABLE = 9
@@ -354,6 +354,8 @@ class Watcher(TorchDispatchMode):
             return tokens in first.shape and first.shape.count(tokens) != after.shape.count(tokens)
         if name in ("view", "_unsafe_view", "reshape"):
             return _splits_axis(first.shape, after.shape, tokens)
+        if name in MATMULS and tokens != call.features:  # a layer along the sequence has a weight for each place
+            return any(tokens in t.shape for t in operation.inputs if t.dim() > 1 and not self.from_input(t))
         if name in COMBINING:
             return any(_is_table(t, call) for t in operation.inputs if not self.from_input(t))
         return False

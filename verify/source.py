@@ -80,6 +80,7 @@ class Project:
         self.files: list[SourceFile] = []
         self.parent: dict[ast.AST, ast.AST] = {}
         self._nodes: dict[type[ast.AST], list[ast.AST]] = defaultdict(list)
+        self._found: dict[ast.Name, tuple[ast.AST | None, list[Binding]]] = {}
         self._file: dict[ast.AST, SourceFile] = {}
         self._bindings: dict[ast.AST, dict[str, list[Binding]]] = defaultdict(lambda: defaultdict(list))
         self._globals: dict[ast.AST, set[str]] = defaultdict(set)
@@ -87,6 +88,9 @@ class Project:
         self.methods: dict[str, list[Function]] = defaultdict(list)
         self.classes: dict[str, list[ast.ClassDef]] = defaultdict(list)
         self.calls: list[ast.Call] = []
+        self.reordered: set[tuple[str, str]] | None = (
+            None  # kept for SRC065: names that are sorted or shuffled, by file
+        )
         self.attributes: dict[str, list[ast.Attribute]] = defaultdict(list)  # by name, where they are read
         self.attribute_values: dict[str, list[tuple[ast.Attribute, ast.expr]]] = defaultdict(list)  # where assigned
         for path, text in texts.items():
@@ -245,6 +249,8 @@ class Project:
 
     def lookup(self, name: ast.Name) -> tuple[ast.AST | None, list[Binding]]:
         """The scope that binds a name, and every binding there; imports are followed into the project's own files."""
+        if name in self._found:
+            return self._found[name]
         scope: ast.AST = self._expression_scope(name)
         while True:
             table = self._bindings.get(scope, {})
@@ -253,7 +259,8 @@ class Project:
             if isinstance(scope, ast.Module):
                 break
             scope = self._outer(scope)
-        return self._follow(scope, name.id, 0)
+        self._found[name] = self._follow(scope, name.id, 0)
+        return self._found[name]
 
     def _expression_scope(self, node: ast.AST) -> ast.AST:
         """As `scope`, but defaults, decorators and annotations of a function belong to what is around it."""

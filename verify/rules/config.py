@@ -74,8 +74,8 @@ SHOWN_IN = re.compile(
     r"|loguru\.logger\.\w+|click\.echo|tabulate\.tabulate|tqdm\.tqdm\.write|joblib\.dump|numpy\.savez?)$"
 )
 SHOWN_BY = words(
-    "info debug warning error critical log_hyperparams log_hyperparameters log_hparams add_hparams add_text write writerow "
-    "write_text log_params log_param log_config writelines"
+    "info debug warning error critical log_hyperparams log_hyperparameters log_hparams add_hparams add_text "
+    "write writerow write_text log_params log_param log_config writelines"
 )
 MERGED = words("update clear merge_with merge_from_dict merge_from_list merge_from_file freeze defrost")
 PASSED_ON = words("copy deepcopy _asdict model_dump to_dict as_dict dict todict to_container clone")
@@ -642,10 +642,9 @@ def _argparse_options(project: Project) -> Options | None:
         if name and name not in LAUNCHER and _is_plain_option(call):
             path = path or project.file(call).path
             keys.setdefault(name, Key(call.lineno, value=project.at(call)))
-    roots: list[ast.AST] = []
-    for call in project.calls:
-        if isinstance(call.func, ast.Attribute) and call.func.attr in PARSERS:
-            roots.append(call)
+    roots: list[ast.AST] = [
+        call for call in project.calls if isinstance(call.func, ast.Attribute) and call.func.attr in PARSERS
+    ]
     return Options("argparse", path, keys, roots) if keys and roots else None
 
 
@@ -942,8 +941,8 @@ def option_never_read(record: Record) -> Iterator[Finding]:
     Why it matters: whoever sets it believes that weight decay, mixup or the schedule is on.
     Found by: following what the parser or the file gave through assignments, calls and attributes of the whole project;
     a key counts as unread only when every place that the options reach is known.
-    Not an error: options that reach a library, are unpacked with `**` or looked up under a computed name (then nothing is
-    said about them); names and descriptions of a run; options that say in their help that they are without effect.
+    Not an error: options that reach a library, are unpacked with `**` or looked up under a computed name (then nothing
+    is said about them); names and descriptions of a run; options that say in their help that they are without effect.
 
     Wrong: `weight_decay: 0.0001` in config.yaml and `Adam(model.parameters(), lr=config["lr"])`
     Right: `Adam(model.parameters(), lr=config["lr"], weight_decay=config["weight_decay"])`
@@ -1072,7 +1071,7 @@ def type_bool(record: Record) -> Iterator[Finding]:
             yield Finding(
                 measured=f"type=bool for --{name.replace('_', '-')}",
                 expected="a flag, or a function that understands the text",
-                message=f"--{name.replace('_', '-')} False means True, because bool of any text that is not empty is True",
+                message=f"--{name.replace('_', '-')} False means True: bool of any text but the empty one is True",
                 hint="use action=argparse.BooleanOptionalAction, or store_true",
                 location=project.at(call),
             )

@@ -293,7 +293,7 @@ def train_augmentation_lost(record: Record) -> Iterator[Finding]:
     switches = (probe.get("flags") or {}).get("switches") or {}
     switched = [name for name in switches if name in code.set_from_outside]
     replaced = [name for name in seen["attributes"] if name in code.set_from_outside]
-    random = bool(seen["alive"]) or code.random_transforms_given
+    random = (isinstance(seen["alive"], list) and bool(seen["alive"])) or code.random_transforms_given
     if not switched and not (random and (replaced or not code.trees)):
         return
     name = (switched or replaced or ["transform"])[0]
@@ -513,7 +513,7 @@ def order_repeats(record: Record) -> Iterator[Finding]:
     """
     for loader, epochs in _judged_orders(record):
         shuffled = loader.get("sampler") in ("RandomSampler", "SubsetRandomSampler", "WeightedRandomSampler")
-        told_apart = any(event.get("classes", 2) > 1 for event in epochs[0])
+        told_apart = any((event.get("classes") or 2) > 1 for event in epochs[0])
         field = "labels" if epochs[0][0].get("labels") and told_apart else "inputs"
         if shuffled and _repeats(epochs, field):
             yield Finding(

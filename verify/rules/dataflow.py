@@ -110,7 +110,8 @@ def _scale_mistake(attention: Attention) -> tuple[Status, str]:
         if len(factors) > 1:
             return Status.FAIL, "the scale is applied twice"
         return Status.WARN, "scaled by one over the width, which is right under muP only"
-    if heads > 1 and _near(scale, (width * heads) ** -0.5):
+    all_heads = attention.features if attention.features > width else width * heads
+    if all_heads > width and _near(scale, all_heads**-0.5):
         return Status.FAIL, "scaled by the width of all heads together instead of that of one head"
     if _near(scale, width * heads) or _near(scale, float(width)):
         return Status.FAIL, "the scores are multiplied by the width"

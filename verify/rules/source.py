@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 
 from verify.report import Finding, Status, shortlist
 from verify.rules import Subject, rule
@@ -23,8 +24,6 @@ from verify.source import (
     words,
 )
 from verify.trace.record import NotSeenError, Record
-
-NOTE = Status("note") if "note" in {status.value for status in Status} else Status.PASS
 
 
 def _torch_project(record: Record) -> Project:
@@ -57,8 +56,8 @@ def require_grad_typo(record: Record) -> Iterator[Finding]:
     """Freezing goes to an attribute that does not exist.
 
     Why it matters: Python creates the misspelt attribute without a word, and the parameters train on.
-    Found by: reading the source: an assignment to a name that is one or two letters off `requires_grad` and that nothing
-    reads, or to `requires_grad` of a whole module, where it means nothing.
+    Found by: reading the source: an assignment to a name that is one or two letters off `requires_grad` and that
+    nothing reads, or to `requires_grad` of a whole module, where it means nothing.
     Not an error: `parameter.requires_grad = False`; a class that has an attribute of the other name and reads it.
 
     Wrong: `p.require_grad = False`, `model.backbone.requires_grad = False`
@@ -161,8 +160,8 @@ SCHEDULERS = frozenset(
 def scheduler_step_epoch(record: Record) -> Iterator[Finding]:
     """A schedule is stepped with the number of the epoch.
 
-    Why it matters: the number overrides the schedule's own count: `step(epoch - 1)` repeats the first learning rates and
-    never reaches the last, and what is restored from a checkpoint is thrown away. PyTorch deprecates the argument.
+    Why it matters: the number overrides the schedule's own count: `step(epoch - 1)` repeats the first learning rates
+    and never reaches the last, and what is restored from a checkpoint is thrown away. PyTorch deprecates the argument.
     Found by: reading the source: `.step(x)` of something that is surely a scheduler of `torch.optim.lr_scheduler`.
     Not an error: `ReduceLROnPlateau.step(loss)`, `CosineAnnealingWarmRestarts.step(epoch + i / n)`, timm's schedulers.
 
@@ -262,7 +261,7 @@ def stale_api(record: Record) -> Iterator[Finding]:
     for path, uses in gone.items():
         yield _stale_finding(path, uses, None, "no longer exists or no longer has an effect")
     for path, uses in old.items():
-        yield _stale_finding(path, uses, NOTE, "still works, with a warning that it will go")
+        yield _stale_finding(path, uses, Status.NOTE, "still works, with a warning that it will go")
 
 
 def _stale_finding(path: str, uses: list[tuple[int, str]], status: Status | None, what: str) -> Finding:
@@ -279,7 +278,7 @@ def _stale_finding(path: str, uses: list[tuple[int, str]], status: Status | None
 
 def _stale(project: Project, table: dict[str, str]) -> Iterator[tuple[ast.AST, str, str]]:
     for node in project.nodes(ast.Attribute, ast.Name):
-        if isinstance(node.ctx, ast.Load):
+        if isinstance(getattr(node, "ctx", None), ast.Load):
             name = project.qualified(node)
             if name in table and not _guarded(project, node):
                 yield node, name, table[name]
@@ -309,6 +308,7 @@ def _guarded(project: Project, node: ast.AST) -> bool:
 # Listings of folders.
 
 LISTINGS = words("os.listdir os.scandir glob.glob glob.iglob")
+MAY_LIST = re.compile(r"listdir|scandir|glob|iterdir|\bset\(|\{[^{}]*\bfor\b")
 LISTING_METHODS = words("iterdir rglob")
 ORDERED = words("sorted set frozenset len any sum max min Counter natsorted")
 
@@ -328,7 +328,10 @@ def unsorted_listing(record: Record) -> Iterator[Finding]:
     """
     project = project_of(record)
     seen: set[str] = set()
-    for node, use in [*_indexed(project), *_zipped(project), *_cut(project), *_paired(project)]:
+    if not any(MAY_LIST.search(file.text) for file in project.files):
+        return
+    found = chain(_indexed(project), _zipped(project), _cut(project), _paired(project))
+    for node, use in found:
         location = project.at(node)
         if location not in seen:
             seen.add(location)
@@ -403,22 +406,25 @@ def _is_text(node: ast.expr) -> bool:
 
 def _reordered(project: Project, name: str, node: ast.AST) -> bool:
     """Whether something of this name is sorted or shuffled anywhere in the file."""
-    tree = project.file(node).tree
+    if project.reordered is None:
+        project.reordered = _find_reordered(project)
+    return (project.file(node).path, name) in project.reordered
+
+
+def _find_reordered(project: Project) -> set[tuple[str, str]]:
+    found = set()
     for call in project.calls:
-        if project.file(call).tree is not tree:
-            continue
         function = call.func
-        if isinstance(function, ast.Attribute) and function.attr == "sort" and _ends_with(function.value, name):
-            return True
         last = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        if last in ("shuffle", "sorted", "natsorted", "permutation", "sample", "train_test_split"):
-            if any(_ends_with(arg, name) for arg in call.args):
-                return True
-    return False
-
-
-def _ends_with(node: ast.AST, name: str) -> bool:
-    return (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name)
+        changed: list[ast.expr] = []
+        if isinstance(function, ast.Attribute) and last == "sort":
+            changed = [function.value]
+        elif last in ("shuffle", "sorted", "natsorted", "permutation", "sample", "train_test_split"):
+            changed = call.args
+        for value in changed:
+            if isinstance(value, ast.Name | ast.Attribute):
+                found.add((project.file(call).path, value.id if isinstance(value, ast.Name) else value.attr))
+    return found
 
 
 def _indexed(project: Project) -> Iterator[tuple[ast.AST, str]]:
@@ -506,10 +512,10 @@ def _cut(project: Project) -> Iterator[tuple[ast.AST, str]]:
             side = "head" if node.slice.lower is None else "tail"
             parts[key].add(f"{side} {ast.unparse(node.slice.upper or node.slice.lower or node.slice)}")
             found[key] = listing
-    for key, sides in parts.items():
+    for cut, sides in parts.items():
         cuts = {side.partition(" ")[2] for side in sides}
         if len(sides) > len(cuts):
-            yield found[key], "it is cut into splits by position"
+            yield found[cut], "it is cut into splits by position"
 
 
 def _paired(project: Project) -> Iterator[tuple[ast.AST, str]]:
@@ -540,8 +546,8 @@ def _paired_in(project: Project, method: Function) -> Iterator[tuple[ast.AST, st
 def bgr_image(record: Record) -> Iterator[Finding]:
     """Images are read with OpenCV and never turned from BGR into RGB.
 
-    Why it matters: a pretrained network, and the means and deviations of ImageNet, expect RGB; and the model that is served
-    sees other colours than the one that was trained.
+    Why it matters: a pretrained network, and the means and deviations of ImageNet, expect RGB; and the model that is
+    served sees other colours than the one that was trained.
     Found by: reading the source: `cv2.imread` in the code of a data set, and no conversion anywhere in the project.
     Not an error: images read as grey, a conversion in any form, or code that only looks at masks.
 
@@ -591,8 +597,8 @@ def statistics_constants(record: Record) -> Iterator[Finding]:
 
     Why it matters: the inputs are far from mean 0 and deviation 1; training is slow, or nearly constant inputs teach
     nothing.
-    Found by: reading the source: the pair equals the published statistics of a data set in the wrong order, the names say
-    so, or numbers above 2 follow a conversion to the range 0 to 1.
+    Found by: reading the source: the pair equals the published statistics of a data set in the wrong order, the names
+    say so, or numbers above 2 follow a conversion to the range 0 to 1.
     Not an error: the statistics of another data set; those of CIFAR-10 for CIFAR-100 are a note.
 
     Wrong: `Normalize(STD, MEAN)`, `[ToTensor(), Normalize((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))]`
@@ -619,7 +625,7 @@ def _judge_statistics(project: Project, call: ast.Call, mean: ast.expr, std: ast
         yield _statistics_finding(project, call, "the constants are for 0 to 255, but ToTensor gives 0 to 1")
     elif _near(means, STATISTICS["CIFAR-10"][0]) and _only_cifar100(project):
         yield Finding(
-            status=NOTE,
+            status=Status.NOTE,
             measured=ast.unparse(call),
             message="these are the statistics of CIFAR-10, the data are CIFAR-100; the difference is small",
             location=project.at(call),
@@ -642,7 +648,8 @@ def _numbers(project: Project, node: ast.expr) -> list[float]:
         return []
     value = literal(origins[0])
     values = list(value) if isinstance(value, tuple | list) else [value]
-    return [float(v) for v in values] if all(isinstance(v, int | float) for v in values) else []
+    numbers = [float(v) for v in values if isinstance(v, int | float)]
+    return numbers if len(numbers) == len(values) else []
 
 
 def _near(numbers: list[float], published: tuple[float, ...]) -> bool:
@@ -680,7 +687,8 @@ SOFTMAX_MODULES = words("torch.nn.Softmax torch.nn.LogSoftmax torch.nn.Softmin")
 def softmax_without_dim(record: Record) -> Iterator[Finding]:
     """A softmax does not say over which dimension.
 
-    Why it matters: PyTorch then guesses: dimension 0, which is the batch, for tensors of one or three dimensions, else 1.
+    Why it matters: PyTorch then guesses: dimension 0, which is the batch, for tensors of one or three dimensions, else
+    1.
     Found by: reading the source: `F.softmax(x)` or `nn.Softmax()` without `dim`.
     Not an error: a `dim` in any form.
 
@@ -703,8 +711,9 @@ def softmax_without_dim(record: Record) -> Iterator[Finding]:
 
 
 PER_IMAGE = words(
-    "RandomCrop RandomResizedCrop RandomHorizontalFlip RandomVerticalFlip RandomRotation RandomAffine RandomPerspective "
-    "RandomErasing RandomGrayscale ColorJitter RandAugment TrivialAugmentWide AutoAugment AugMix GaussianBlur RandomInvert "
+    "RandomCrop RandomResizedCrop RandomHorizontalFlip RandomVerticalFlip RandomRotation RandomAffine "
+    "RandomPerspective RandomErasing RandomGrayscale ColorJitter RandAugment TrivialAugmentWide AutoAugment AugMix "
+    "GaussianBlur RandomInvert "
     "RandomZoomOut RandomIoUCrop RandomPhotometricDistort RandomPosterize RandomSolarize ScaleJitter ElasticTransform"
 )
 CONTAINERS = words("Compose RandomApply RandomChoice RandomOrder Sequential")
@@ -714,8 +723,8 @@ CONTAINERS = words("Compose RandomApply RandomChoice RandomOrder Sequential")
 def batch_wide_augmentation(record: Record) -> Iterator[Finding]:
     """A random transform is called on a whole batch.
 
-    Why it matters: torchvision draws once a call, so every image of the batch gets the same crop and the same flip: most
-    of the augmentation is lost.
+    Why it matters: torchvision draws once a call, so every image of the batch gets the same crop and the same flip:
+    most of the augmentation is lost.
     Found by: reading the source: a transform of torchvision called on what a loop over a loader gives.
     Not an error: MixUp and CutMix, which are made for batches; kornia; a transform called image by image.
 
@@ -791,8 +800,8 @@ def dropout_always_on(record: Record) -> Iterator[Finding]:
 
     Why it matters: `F.dropout` is on unless it is told otherwise, and so is `dropout_p` of attention: evaluation and
     serving stay random, and accuracy is lower than it could be.
-    Found by: reading the source: `F.dropout(x, p)` without `training`, or `scaled_dot_product_attention` with a constant
-    `dropout_p`, in a method of an `nn.Module`.
+    Found by: reading the source: `F.dropout(x, p)` without `training`, or `scaled_dot_product_attention` with a
+    constant `dropout_p`, in a method of an `nn.Module`.
     Not an error: `training=self.training`, code under `if self.training`, or a probability of 0.
 
     Wrong: `F.dropout(x, 0.1)`
@@ -803,15 +812,15 @@ def dropout_always_on(record: Record) -> Iterator[Finding]:
         library, _, name = project.qualified(call.func).rpartition(".")
         if library != "torch.nn.functional" or has_unpacking(call) or not _in_module(project, call):
             continue
-        if (name in DROPOUTS and _ignores_mode(call)) or (name == "scaled_dot_product_attention" and _drops(call)):
-            if not _under_training(project, call):
-                yield Finding(
-                    measured=ast.unparse(call),
-                    expected="training=self.training" if name in DROPOUTS else "dropout_p=p if self.training else 0.0",
-                    message="this dropout stays on in eval mode",
-                    hint="use nn.Dropout, or hand it self.training",
-                    location=project.at(call),
-                )
+        always = _ignores_mode(call) if name in DROPOUTS else name == "scaled_dot_product_attention" and _drops(call)
+        if always and not _under_training(project, call):
+            yield Finding(
+                measured=ast.unparse(call),
+                expected="training=self.training" if name in DROPOUTS else "dropout_p=p if self.training else 0.0",
+                message="this dropout stays on in eval mode",
+                hint="use nn.Dropout, or hand it self.training",
+                location=project.at(call),
+            )
 
 
 def _ignores_mode(call: ast.Call) -> bool:
@@ -855,8 +864,8 @@ ACTIONS = words("eval train zero_grad step backward update unscale_ zero_ detach
 def method_not_called(record: Record) -> Iterator[Finding]:
     """A method is named but not called: the parentheses are missing.
 
-    Why it matters: `model.eval` alone on a line does nothing: dropout stays on, gradients are not cleared, weights do not
-    move.
+    Why it matters: `model.eval` alone on a line does nothing: dropout stays on, gradients are not cleared, weights do
+    not move.
     Found by: reading the source: a statement that is nothing but `something.eval`, `.train`, `.step`, `.zero_grad`,
     `.backward` and the like.
     Not an error: a method that is passed on or stored.
@@ -882,8 +891,9 @@ def loss_rewrapped(record: Record) -> Iterator[Finding]:
     """The loss, or what it is computed from, is cut from the graph before `backward`.
 
     Why it matters: `backward` then runs without an error and reaches no weight.
-    Found by: reading the source: `backward` on a loss that was made with `torch.tensor`, detached, or had `requires_grad`
-    set by hand; a model's output wrapped in `torch.tensor(..., requires_grad=True)` in a function that calls `backward`.
+    Found by: reading the source: `backward` on a loss that was made with `torch.tensor`, detached, or had
+    `requires_grad` set by hand; a model's output wrapped in `torch.tensor(..., requires_grad=True)` in a function that
+    calls `backward`.
     Not an error: an input whose own gradient is asked for, as in adversarial attacks; leaf tensors that are optimised.
 
     Wrong: `loss = torch.tensor(loss, requires_grad=True); loss.backward()`
@@ -1030,7 +1040,8 @@ def training_error_swallowed(record: Record) -> Iterator[Finding]:
 def text_compared_by_identity(record: Record) -> Iterator[Finding]:
     """Text is compared with `is`.
 
-    Why it matters: two equal texts need not be one object: a value from the command line or a file takes the wrong branch.
+    Why it matters: two equal texts need not be one object: a value from the command line or a file takes the wrong
+    branch.
     Found by: reading the source: `is` or `is not` with a text constant.
     Not an error: `is None`, `is True`.
 
@@ -1094,7 +1105,8 @@ def _is_epoch_loop(loop: ast.For) -> bool:
 def plus_after_equals(record: Record) -> Iterator[Finding]:
     """`=+` is written for `+=`.
 
-    Why it matters: the sum is overwritten at every step, so the loss or accuracy that is printed is that of the last batch.
+    Why it matters: the sum is overwritten at every step, so the loss or accuracy that is printed is that of the last
+    batch.
     Found by: reading the source: an assignment whose value starts with a plus right after the equals sign.
     Not an error: `x = +1`, with a space between.
 
@@ -1125,8 +1137,10 @@ def plus_after_equals(record: Record) -> Iterator[Finding]:
 def comparison_for_assignment(record: Record) -> Iterator[Finding]:
     """A comparison stands where an assignment is meant.
 
-    Why it matters: `p.requires_grad == False` on a line of its own compares, throws the answer away, and freezes nothing.
-    Found by: reading the source: a statement in a function, loop or branch that is nothing but `a.b == c` or `a[b] == c`.
+    Why it matters: `p.requires_grad == False` on a line of its own compares, throws the answer away, and freezes
+    nothing.
+    Found by: reading the source: a statement in a function, loop or branch that is nothing but `a.b == c` or `a[b] ==
+    c`.
     Not an error: the last line of a notebook's cell.
 
     Wrong: `group["lr"] == 0.01`
@@ -1159,9 +1173,10 @@ OUT_OF_PLACE = words(
 def result_thrown_away(record: Record) -> Iterator[Finding]:
     """A tensor operation's result is thrown away.
 
-    Why it matters: `grad.clamp(-1, 1)` and `mask.masked_fill(...)` return a new tensor and leave the old one as it is; so
-    does `images.to(device)`.
-    Found by: reading the source: such a call as a statement of its own; `.to(device)` of what a loop over a loader gives.
+    Why it matters: `grad.clamp(-1, 1)` and `mask.masked_fill(...)` return a new tensor and leave the old one as it is;
+    so does `images.to(device)`.
+    Found by: reading the source: such a call as a statement of its own; `.to(device)` of what a loop over a loader
+    gives.
     Not an error: `model.to(device)`, which moves the module itself, and operations that end in an underscore.
 
     Wrong: `p.grad.clamp(-1, 1)`, `images.to(device)`

@@ -49,7 +49,7 @@ class Cut:
         soft_seconds: after which the script is ended where it is.
         timeout: after which it is killed.
         probe_seconds: for all active probes together; 0 for none.
-        stop_after: end the script after so many training epochs; 0 for never.
+        stop_after, stop_steps: end the script after so many training epochs, or optimizer steps; 0 for never.
         resume: whether the script is started again to see whether it goes on where it stopped.
     """
 
@@ -61,6 +61,7 @@ class Cut:
     timeout: float = 120.0
     probe_seconds: float = 25.0
     stop_after: int = 0
+    stop_steps: int = 0
     resume: bool = True
 
 
@@ -137,7 +138,15 @@ def watch(
         from verify.trace.resume import try_resume
 
         if cut.resume and ended.code == 0:
-            events += try_resume(ended, command, folder, Path(scratch), cut, fake_cuda, hidden)
+            number = iter(range(100))
+
+            def start(words: list[str], limits: Cut, mirror: Mirror | None) -> tuple[Ended, Mirror]:
+                place = Path(scratch) / f"again-{next(number)}"
+                run = _Run(words, folder, place, limits, fake_cuda=fake_cuda, hidden=hidden, mirror=mirror)
+                return run.go(on_line), run.mirror
+
+            left = cut.timeout - (time.monotonic() - started)
+            events += try_resume(ended, command, start, cut, left)
     events.append({"kind": "total", "seconds": round(time.monotonic() - started, 2)})
     return Record(events)
 
@@ -248,6 +257,7 @@ class _Run:
             "eval_batches": cut.eval_batches,
             "max_epochs": cut.max_epochs,
             "stop_after": cut.stop_after,
+            "stop_steps": cut.stop_steps,
             "compute_seconds": cut.compute_seconds,
             "deadline": now + cut.soft_seconds,
             "probes": cut.probe_seconds > 0,

@@ -129,6 +129,7 @@ class Recorder:
         options = session.settings
         self.cut_train, self.cut_eval = options["train_batches"], options["eval_batches"]
         self.max_epochs, self.stop_after = options["max_epochs"], options["stop_after"]
+        self.stop_steps = options["stop_steps"]
         self.budget, self.deadline = options["compute_seconds"], options["deadline"]
         self.models: dict[int, ModelInfo] = {}
         self.others: dict[int, nn.Module] = {}
@@ -137,6 +138,7 @@ class Recorder:
         self.loaders: dict[int, dict[str, Any]] = {}
         self.iterations = 0
         self.current: TimeLapseIter | None = None
+        self.open: dict[int, TimeLapseIter] = {}
         self.pending: list[Pass] = []
         self.last_trained: Pass | None = None
         self.last_loss: dict[str, Any] = {}
@@ -197,9 +199,10 @@ class Recorder:
         if not entry["told"]:
             entry["told"] = True
             self.emit("loader", id=entry["id"], loc=entry["loc"], limit=iterator.limit, **settings(iterator.loader))
-        previous = self.current
-        if previous is not None and previous is not iterator and previous.loader is iterator.loader:
+        previous = self.open.get(entry["id"])
+        if previous is not None and previous is not iterator:
             previous.end(exhausted=False)
+        self.open[entry["id"]] = iterator
         if id(iterator.loader) in self.train_loader_ids:
             self._next_train_epoch()
         self.iterations += 1
@@ -246,6 +249,9 @@ class Recorder:
             info.batches += 1
         if number < PRINTED_BATCHES and entry["passes"] <= 12:
             self._print_batch(entry, number, data)
+        if number == iterator.limit - 1 and entry["passes"] <= 2:
+            for name, depth in reported.kept_graphs(self.session.places.user_frames(3)).items():
+                self.emit("graph_kept", name=name, depth=depth, loc=self.here(3))
         if entry["passes"] == 1 and not iterator.length or number < 64:
             self._keep(entry, number, data)
         self.last_batch = data
@@ -580,6 +586,9 @@ class Recorder:
         if full:
             self._note_gradients(info)
         info.before = [p.detach().clone() for p in info.probes] if full else []
+        counts = self.current.counts if self.current is not None else None
+        if counts is not None and counts["steps"] == 0 and self.train_epochs <= 16:
+            self._note_weights(info)
         if info.steps == 0:
             capture.look_at_first_step(self, info)
         if self.step == 0:
@@ -627,7 +636,14 @@ class Recorder:
         info.backwards_since_clear = 0
         info.batches = 0
         info.zeroed_after_backward = False
+        if self.stop_steps and self.step >= self.stop_steps:
+            self.end("stopped after the steps that were asked for")
         self.check_time()
+
+    def _note_weights(self, info: OptimizerInfo) -> None:
+        """A checksum of what is trained at the first step of an epoch, to tell where a resumed run goes on."""
+        total = sum(p.detach().double().sum().item() for p in info.parameters())
+        self.emit("weights", opt=info.number, step=self.step, sum=finite(total), state=len(info.optimizer.state))
 
     def _note_gradients(self, info: OptimizerInfo) -> None:
         norms = {}
@@ -688,8 +704,8 @@ class Recorder:
         if self.finished or os.getpid() != self.session.writer.pid:
             return
         self.finished = True
-        if self.current is not None:
-            self.current.end(exhausted=False)
+        for iterator in list(self.open.values()):
+            iterator.end(exhausted=False)
         self.flush_passes()
         self.look_at_report()
         if self.step and not self.captured:

@@ -34,6 +34,8 @@ def kept_graphs(frames: list[FrameType]) -> dict[str, int]:
         for name, value in list(frame.f_locals.items()):
             if getattr(value, "grad_fn", None) is not None and value.numel() == 1:
                 depth, node = 0, value.grad_fn
+                if type(node).__name__ in ("DivBackward0", "MulBackward0"):
+                    node = node.next_functions[0][0]
                 while node is not None and type(node).__name__ == "AddBackward0" and depth < 5:
                     depth += 1
                     node = next((n for n, _ in node.next_functions if type(n).__name__ == "AddBackward0"), None)
