@@ -307,9 +307,7 @@ def watch(
         "max_epochs": max_epochs,
         "timeout": timeout,
     }
-    cut = replace(
-        QUICK if quick else FULL if full else DEFAULT, **{k: v for k, v in changes.items() if v is not None}
-    )
+    cut = replace(QUICK if quick else FULL if full else DEFAULT, **{k: v for k, v in changes.items() if v is not None})
     try:
         check_codes([*chosen, *left_out])
         seen = _watch(command or [], record, cut, outputs)

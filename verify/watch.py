@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from verify.report import Check, Finding, Report, Status
-from verify.rules import Rule, Subject, all_rules, select_rules
+from verify.rules import Rule, Subject, select_rules
 from verify.trace.record import NotSeenError, Record
 
 CHECK_FIELDS = {field.name for field in fields(Check)}
@@ -96,17 +96,20 @@ def _without_repeats(checks: list[Check]) -> list[Check]:
     return [check for check in checks if not _is_told(check, failed)]
 
 
-# Consequences: the first is not worth a finding of its own when one of the others is there.
+# Consequences, which are not worth a finding of their own when their cause is reported.
 TOLD_BY = {
-    "TRN415": {"TRN", "OPT", "LOS", "GRD", "MOD", "DAT", "LRS"},
+    "TRN415": ("TRN", "OPT", "LOS", "GRD", "MOD", "DAT", "LRS", "AMP"),
+    "GRD305": ("TRN404", "TRN405", "TRN406", "LOS905", "OPT703", "MOD", "TRN409"),
+    "MOD108": ("OPT712", "TRN414", "TRN415"),
+    "OPT712": ("TRN403", "TRN414", "LOS903", "LOS904"),
+    "LOS905": ("TRN409", "TRN408", "OPT703"),
 }
 
 
 def _is_told(check: Check, failed: set[str]) -> bool:
-    others = TOLD_BY.get(check.code, set())
-    return check.status in (Status.WARN, Status.FAIL) and any(
-        code != check.code and any(code.startswith(other) for other in others) for code in failed
+    others = TOLD_BY.get(check.code, ())
+    return (
+        bool(others)
+        and check.status in (Status.WARN, Status.FAIL)
+        and any(code != check.code and code.startswith(others) for code in failed)
     )
-
-
-__all__ = ["judge", "all_rules"]

@@ -219,3 +219,17 @@ def test_the_template_lies_in_the_package_where_a_wheel_takes_it_from() -> None:
     import verify
 
     assert (Path(verify.__file__).parent / "report.html.jinja").is_file()
+
+
+def test_a_note_stands_at_the_end_and_counts_as_held() -> None:
+    note = Check(
+        code="OPT707", name="decay-on-bias", status=Status.NOTE, message="biases shrink", location="train.py:9"
+    )
+    held = Check(code="MOD101", name="model-builds", status=Status.PASS)
+    source = render_html(Report(target="cnn", checks=[note, held]), "kit verify")
+    page = Page(source)
+    assert "Passed" in page.text
+    assert "2 checks held." in page.text
+    assert "Findings" not in page.text
+    places = [page.text.index(part) for part in ("What held", "Notes", "OPT707 decay-on-bias", "train.py:9", "biases")]
+    assert places == sorted(places)

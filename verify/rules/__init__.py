@@ -36,6 +36,7 @@ MODULES = (
     "precision",
     "averaging",
     "distributed",
+    "source",
     "running",
 )
 # The order in which a report lists them: the data and the model come before what builds on them.

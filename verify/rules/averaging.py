@@ -28,7 +28,9 @@ def ema_never_evaluated(record: Record) -> Iterator[Finding]:
     Not an error: averages that are only saved.
     """
     twins = _averages(record)
-    saved = len({e["path"] for e in record.of("save")}) > 0 and any("ema" in str(e["content"]).lower() for e in record.of("save"))
+    saved = len({e["path"] for e in record.of("save")}) > 0 and any(
+        "ema" in str(e["content"]).lower() for e in record.of("save")
+    )
     if len(record.evaluations) < 2:
         raise NotSeenError("fewer than two evaluations were seen")
     for twin in twins:
@@ -71,7 +73,13 @@ def ema_buffers_stale(record: Record) -> Iterator[Finding]:
     """
     for twin in _averages(record):
         evaluated = twin["model"] is not None and twin["model"] in _evaluated(record)
-        if twin["changed"] and twin["buffers"] and not twin["buffers_changed"] and twin["live_buffers_changed"] and evaluated:
+        if (
+            twin["changed"]
+            and twin["buffers"]
+            and not twin["buffers_changed"]
+            and twin["live_buffers_changed"]
+            and evaluated
+        ):
             yield Finding(
                 measured=f"{twin['buffers']} running statistics as they were at the start",
                 expected="those of the trained model",

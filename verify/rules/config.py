@@ -202,6 +202,8 @@ class Flow:
 
     def _step(self, node: ast.AST, value: Value) -> None:
         up = self.project.parent.get(node)
+        if value[0].kind == "class" and self._in_annotation(node):
+            return
         match up:
             case ast.Attribute():
                 self._attribute(up, value)
@@ -249,14 +251,35 @@ class Flow:
                     self._escape(value)
             case ast.arguments():
                 self._default(up, node, value)
-            case ast.Subscript() | ast.Starred() | ast.Yield() | ast.YieldFrom() | ast.Lambda() | ast.withitem():
-                self._escape(value)
-            case ast.BinOp() | ast.DictComp() | ast.ListComp() | ast.GeneratorExp() | ast.SetComp() | ast.Set():
-                self._escape(value)
             case ast.Await():
                 self._add(up, value)
-            case _:
-                pass  # tests, f-strings, bare expressions, annotations and base classes read nothing
+            case _ if not self._reads_nothing(up, node):
+                self._escape(value)
+
+    def _reads_nothing(self, up: ast.AST | None, node: ast.AST) -> bool:
+        """Whether a place only tests, shows, deletes or annotates."""
+        if isinstance(up, ast.UnaryOp):
+            return isinstance(up.op, ast.Not)
+        if isinstance(up, ast.comprehension):
+            return up.iter is not node
+        if isinstance(up, ast.AnnAssign):
+            return up.annotation is node
+        shown = (ast.If, ast.While, ast.Assert, ast.Expr, ast.IfExp, ast.FormattedValue, ast.Delete, ast.Module)
+        declared = (ast.arg, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        return up is None or isinstance(up, shown + declared) or self._in_annotation(node)
+
+    def _in_annotation(self, node: ast.AST) -> bool:
+        """`Optional[Config]`, `Config | None`."""
+        child = node
+        for up in self.project.ancestors(node):
+            if isinstance(up, ast.arg | ast.AnnAssign):
+                return up.annotation is child
+            if isinstance(up, Function):
+                return up.returns is child
+            if isinstance(up, ast.stmt):
+                return False
+            child = up
+        return False
 
     def _bind(self, target: ast.AST, value: Value) -> None:
         match target:

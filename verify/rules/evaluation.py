@@ -117,6 +117,19 @@ def _right_means(evaluation: Evaluation, whole: int | None) -> list[float]:
     return [total / count, *([total / whole] if whole else []), math.exp(min(total / count, 50))]
 
 
+def _is_merged(record: Record, evaluation: Evaluation) -> bool:
+    """Without a loader, one evaluation may follow another unseen: then it has more batches than the others."""
+    without = [len(e.passes) for e in record.evaluations if e.loader is None]
+    return evaluation.loader is None and len(evaluation.passes) > min(without)
+
+
+def _parts_of(evaluation: Evaluation) -> list[float]:
+    """The mean losses of all stretches of batches."""
+    losses = evaluation.batch_losses or []
+    stretches = [losses[a:b] for a in range(len(losses)) for b in range(a + 1, len(losses) + 1)][:5000]
+    return [sum(v * n for v, n in part) / sum(n for _, n in part) for part in stretches]
+
+
 def _is(value: float, other: float) -> bool:
     return abs(value - other) <= EXACT * max(abs(value), abs(other), 1e-9)
 
@@ -150,6 +163,8 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
         if not right or not reported:
             continue
         judged += 1
+        if _is_merged(record, evaluation):
+            right += _parts_of(evaluation)
         if any(_is(value, one) for value in reported.values() for one in right):
             continue
         for what, wrong in _wrong_means(evaluation, whole).items():
@@ -234,6 +249,11 @@ def _accuracy_mistakes(record: Record) -> Iterator[Finding]:
         correct = sum(p["correct"] for p in evaluation.passes)
         right = [accuracy, 100 * accuracy, float(correct), 1 - accuracy, 100 * (1 - accuracy)]
         right += [correct / whole, 100 * correct / whole] if whole else []
+        if _is_merged(record, evaluation):
+            passes = evaluation.passes
+            parts = [passes[a:b] for a in range(len(passes)) for b in range(a + 1, len(passes) + 1)][:5000]
+            shares = [sum(p["correct"] for p in part) / sum(p["n"] for p in part) for part in parts]
+            right += [scale * value for value in shares for scale in (1, 100)]
         if any(_is(value, one) for value in reported.values() for one in right):
             continue
         match = _match_accuracy(evaluation, reported, right, whole)
@@ -354,33 +374,71 @@ def best_of_wrong_direction(record: Record) -> Iterator[Finding]:
     Wrong: `if val_loss > best: save()`
     Right: `if val_loss < best: save()`
     """
-    saves = [s for s in record.of("save") if "best" in s["path"].lower() and not s["fast"]]
-    if not saves:
-        raise NotSeenError('no checkpoint with "best" in its name was saved')
     evaluations = [e for e in _evaluations(record) if e.loss is not None or e.accuracy is not None]
     if len(evaluations) < 4:
         raise NotSeenError("fewer than four evaluations with a loss or an accuracy were seen")
-    bounds = [e.end for e in evaluations] + [math.inf]
-    saved = [
-        any(bounds[n] < s["i"] <= bounds[n + 1] or bounds[n] < s["i"] and n + 1 == len(evaluations) for s in saves)
-        for n in range(len(evaluations))
-    ]
-    losses = [e.loss for e in evaluations]
-    accuracies = [e.accuracy for e in evaluations]
+    saves = [s for s in record.of("save") if "best" in s["path"].lower() and not s["fast"]]
+    if saves:
+        yield from _wrong_saves(evaluations, [s["i"] for s in saves], saves[0]["loc"])
+    else:
+        yield from _wrong_variable(evaluations)
+
+
+def _wrong_saves(evaluations: list[Evaluation], saves: list[int], place: str) -> Iterator[Finding]:
+    bounds = [*[e.end for e in evaluations], math.inf]
+    saved = [any(bounds[n] < i <= bounds[n + 1] for i in saves) for n in range(len(evaluations))]
+    losses, accuracies = [e.loss for e in evaluations], [e.accuracy for e in evaluations]
     right = [_records(losses, lower=True), _records(accuracies, lower=False)]
     wrong = [_records(losses, lower=False), _records(accuracies, lower=True)]
     later = saved[1:]
-    if any(r is not None and r[1:] == later for r in right) or not any(later):
+    known = [r for r in right if r is not None]
+    if not known or any(r[1:] == later for r in known) or any(sum(r[1:]) < 3 for r in known):
         return
-    match = next((w for w in wrong if w is not None and w[1:] == later and sum(w[1:]) >= 2), None)
-    if match:
+    if any(w is not None and w[1:] == later for w in wrong):
+        which = ", ".join(str(n + 1) for n, s in enumerate(saved) if s)
         yield Finding(
-            measured=f"saved after evaluations {', '.join(str(n + 1) for n, s in enumerate(saved) if s)}, each the worst so far",
+            measured=f"saved after evaluations {which or 'none'} of {len(saved)}",
             expected="saved when the metric gets better",
             message="the comparison that chooses the best checkpoint is the wrong way round",
-            location=saves[0]["loc"],
+            location=place,
             hint="a loss is better when it is lower, an accuracy when it is higher",
         )
+
+
+def _wrong_variable(evaluations: list[Evaluation]) -> Iterator[Finding]:
+    """A variable called best that follows the worst value so far."""
+    names = {k for e in evaluations for k in e.values if "best" in k.lower()}
+    for name in sorted(names):
+        held = [e.values.get(name) for e in evaluations]
+        for values, lower in (([e.loss for e in evaluations], True), ([e.accuracy for e in evaluations], False)):
+            improved = _records(values, lower)
+            if improved is None or sum(improved) < 4:
+                continue
+            if _follows(held, values, lower) or not _follows(held, values, not lower):
+                continue
+            word = "highest loss" if lower else "lowest accuracy"
+            yield Finding(
+                measured=f"{name} holds the {word} so far",
+                expected="the lowest loss" if lower else "the highest accuracy",
+                message="the comparison that chooses the best model is the wrong way round",
+                location=evaluations[-1].values_loc or evaluations[-1].passes[0]["loc"],
+                hint="a loss is better when it is lower, an accuracy when it is higher",
+            )
+            return
+
+
+def _follows(held: list[float | None], values: list[float | None], lower: bool) -> bool:
+    """Whether a variable is the best value up to this evaluation, or up to the one before."""
+    if any(value is None for value in values):
+        return False
+    choose = min if lower else max
+    best = [choose(v for v in values[: n + 1] if v is not None) for n in range(len(values))]
+
+    def fits(expected: list[float], seen: list[float | None]) -> bool:
+        pairs = [(a, b) for a, b in zip(expected, seen, strict=False) if b is not None]
+        return len(pairs) >= 3 and all(any(_is(b, scale * a) for scale in (1, 100)) for a, b in pairs)
+
+    return fits(best, held) or fits(best, held[1:])
 
 
 def _records(values: list[float | None], lower: bool) -> list[bool] | None:

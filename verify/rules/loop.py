@@ -104,8 +104,7 @@ def optimizer_never_steps(record: Record) -> Iterator[Finding]:
         if shared or (others and not held["graded"]):
             continue
         yield Finding(
-            measured=f"{plural(len(backwards), 'backward pass', )} and no step" if len(backwards) == 1
-            else f"{len(backwards)} backward passes and no step",
+            measured=f"{len(backwards)} backward passes and no step",
             expected="steps",
             message=f"{record.optimizers[opt]['cls']} holds {plural(held['tensors'], 'tensor')}, none of which changed",
             location=backwards[0]["loc"],
@@ -238,7 +237,8 @@ def _accumulation(record: Record) -> tuple[int, list[Event]]:
     steps = [s for s in record.steps_of[record.main_optimizer or 0] if not s["closure"]]
     windows = Counter(s["backwards_since_clear"] for s in steps)
     size = windows.most_common(1)[0][0] if windows else 1
-    if size < 2 or any(s["batches"] < size for s in steps[1:] if s["backwards_since_clear"] == size):
+    whole = [s for s in steps[1:] if s["backwards_since_clear"] == size]
+    if size < 2 or any(max(s["batches"], s["passes"]) < size for s in whole):
         raise NotSeenError("gradients are not accumulated over batches")
     return size, steps
 
@@ -456,4 +456,38 @@ def parameter_never_changes(record: Record) -> Iterator[Finding]:
             message="the loss does not depend on the model",
             location=record.of("backward")[0]["loc"] if record.of("backward") else "",
             hint="is the output detached, or wrapped into a new tensor, before the loss?",
+        )
+
+
+@rule("DAT221", severity=Status.WARN, subject=Subject.RUN)
+def order_without_loader_repeats(record: Record) -> Iterator[Finding]:
+    """A loop without a DataLoader takes its batches in the same order every epoch.
+
+    Why it matters: batches always hold the same samples, which costs accuracy; sorted samples make it forget.
+    Found by: the targets and inputs of the batches between two evaluations, which repeat exactly.
+    Not an error: all data in one batch; a new permutation for each epoch.
+
+    Wrong: `for i in range(0, n, batch): x[i : i + batch]`
+    Right: `order = torch.randperm(n)` at the start of each epoch, `x[order[i : i + batch]]`
+    """
+    if record.epochs or record.train_loaders:
+        raise NotSeenError("training iterates a DataLoader")
+    epochs: list[list[str]] = [[]]
+    for event in record.events:
+        if event["kind"] == "pass" and event["trained"] and event.get("inputs"):
+            epochs[-1].append(event["inputs"])
+        elif event["kind"] == "pass" and not event["trained"] and epochs[-1]:
+            epochs.append([])
+    whole = [epoch for epoch in epochs if len(epoch) >= 2]
+    if len(whole) < 2:
+        raise NotSeenError("fewer than two epochs of several batches were seen")
+    same = sum(one == whole[0] for one in whole[1:-1] or whole[1:])
+    if same and same == len(whole[1:-1] or whole[1:]):
+        first = next(e for e in record.of("pass") if e["trained"])
+        yield Finding(
+            measured=f"the same {len(whole[0])} batches in each of {len(whole)} epochs",
+            expected="another order every epoch",
+            message="the samples are never shuffled anew",
+            location=first["loc"],
+            hint="torch.randperm(n) at the start of each epoch",
         )

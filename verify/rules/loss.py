@@ -128,9 +128,7 @@ def loss_not_mean(record: Record) -> Iterator[Finding]:
     if not backwards:
         raise NotSeenError("no backward pass was seen")
     summed = [
-        b
-        for b in backwards
-        if (b["reduction"] == "sum" and b["ratio"] == 1) or b["chain"] == ["SumBackward0", "loss"]
+        b for b in backwards if (b["reduction"] == "sum" and b["ratio"] == 1) or b["chain"] == ["SumBackward0", "loss"]
     ]
     batch = max((p["n"] for p in record.of("pass") if p["trained"]), default=0)
     if len(summed) >= ENOUGH and len(summed) >= MOST * len(backwards) and batch > 1:
@@ -319,7 +317,11 @@ def logits_clipped_at_zero(record: Record) -> Iterator[Finding]:
     Right: `return self.fc(x)`
     """
     events = _described(record, *CLASSIFICATION, "binary_cross_entropy_with_logits")
-    cut = [e for e in events if e["input"]["min"] == 0 and 0.02 < e["input"].get("zeros", 0) and not e["input"].get("simplex")]
+    cut = [
+        e
+        for e in events
+        if e["input"]["min"] == 0 and 0.02 < e["input"].get("zeros", 0) and not e["input"].get("simplex")
+    ]
     if len(cut) >= max(ENOUGH, MOST * len(events)):
         yield Finding(
             measured=f"{cut[0]['input']['zeros']:.0%} of the logits exactly 0, none below",

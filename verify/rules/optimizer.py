@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from statistics import median
 
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import Subject, rule
@@ -10,6 +12,8 @@ from verify.trace.record import Event, NotSeenError, Record
 
 ADAMS = ("Adam", "Adamax", "NAdam", "RAdam")
 TINY_RATE = 1e-7
+# Size of a step over size of the weights: about 1e-3 is usual, and 1 replaces them.
+LARGEST_UPDATE, LARGEST_FIRST, SMALLEST_UPDATE = 1.0, 5.0, 1e-8
 LARGE_COUPLED_DECAY = 0.01
 
 
@@ -86,6 +90,20 @@ def nothing_trainable(record: Record) -> Iterator[Finding]:
                 location=record.optimizers[held["opt"]]["loc"],
                 hint="unfreeze what is to be trained before the optimizer is built",
             )
+            return
+    frozen = [r for r in record.parameters if not r["trainable"] and not r["was_trainable"] and r["opts"]]
+    numel = sum(math.prod(r["shape"]) for r in record.parameters)
+    share = sum(math.prod(r["shape"]) for r in frozen) / max(1, numel)
+    loaded = any(e["step"] == 0 for e in record.of("weights_loaded", "load"))
+    if share > 0.3 and record.steps and not loaded:
+        yield Finding(
+            status=Status.WARN,
+            measured=f"{plural(len(frozen), 'tensor')} frozen, {share:.0%} of all parameters",
+            expected="frozen layers hold weights that were loaded",
+            message="most of the model is frozen, and no weights were ever loaded into it",
+            location=shortlist(r["name"] for r in frozen),
+            hint="unfreeze it, or load what was trained before",
+        )
 
 
 @rule("OPT704", subject=Subject.RUN)
@@ -235,6 +253,31 @@ def coupled_weight_decay(record: Record) -> Iterator[Finding]:
                 break
 
 
+@rule("OPT712", severity=Status.WARN, subject=Subject.RUN)
+def update_size_odd(record: Record) -> Iterator[Finding]:
+    """A step is as large as the weights themselves, or far too small to matter.
+
+    Why it matters: steps of the size of the weights undo the initialisation, kill ReLUs and end in noise; steps below
+    the precision of float32 change nothing.
+    Found by: the norm of the change of a few weight matrices over their norm, at several steps.
+    Not an error: large steps on layers that start at zero.
+    """
+    record.need_training(3)
+    ratios = [s["ratio"] for s in record.steps if isinstance(s.get("ratio"), int | float)]
+    if len(ratios) < 3:
+        raise NotSeenError("the size of too few steps was measured")
+    middle, first = median(ratios), max(ratios[:3])
+    high = middle > LARGEST_UPDATE or first > LARGEST_FIRST
+    if high or 0 < middle < SMALLEST_UPDATE:
+        yield Finding(
+            measured=f"a step changes the weights by {max(first, middle) if high else middle:.1g} times their norm",
+            expected="about 1e-3",
+            message="the learning rate is far too high" if high else "the learning rate is far too low",
+            location=record.optimizers[record.main_optimizer or 0]["loc"],
+            hint="divide it by 10 until the loss falls" if high else "multiply it by 10 until the loss falls",
+        )
+
+
 @rule("OPT710", subject=Subject.RUN)
 def frozen_parameters_move(record: Record) -> Iterator[Finding]:
     """Frozen parameters change.
@@ -270,14 +313,8 @@ def frozen_statistics_drift(record: Record) -> Iterator[Finding]:
     Right: `requires_grad_(False)` and `.eval()` on the frozen part, after each `model.train()`
     """
     record.need_training()
-    frozen = {r["name"].rpartition(".")[0] for r in record.parameters if not r["trainable"] and not r["was_trainable"]}
-    trained = {r["name"].rpartition(".")[0] for r in record.parameters if r["trainable"]}
     drifting = [
-        name
-        for table in record.of("params")
-        if table["model"] in record.trained_models
-        for name, changed in table["buffers"]
-        if changed and name.endswith("running_mean") and name.rpartition(".")[0] in frozen - trained
+        name for table in record.of("params") if table["model"] in record.trained_models for name in _drifting(table)
     ]
     if drifting:
         yield Finding(
@@ -287,3 +324,12 @@ def frozen_statistics_drift(record: Record) -> Iterator[Finding]:
             location=shortlist(drifting),
             hint="put the frozen part into eval mode after each model.train()",
         )
+
+
+def _drifting(table: Event) -> list[str]:
+    """Running means that changed beside weights that are frozen from the start."""
+    rows = table["rows"]
+    frozen = {r["name"].rpartition(".")[0] for r in rows if not r["trainable"] and not r["was_trainable"]}
+    trained = {r["name"].rpartition(".")[0] for r in rows if r["trainable"]}
+    changed = [name for name, moved in table["buffers"] if moved and name.endswith("running_mean")]
+    return [name for name in changed if name.rpartition(".")[0] in frozen - trained]

@@ -49,7 +49,9 @@ def script_crashed(record: Record) -> Iterator[Finding]:
             status=status,
             measured=f"exit code {run['code']}",
             expected="0",
-            message=f"the script fails; it last said: {last[-1].strip()[:200]}" if last else "the script fails silently",
+            message=f"the script fails; it last said: {last[-1].strip()[:200]}"
+            if last
+            else "the script fails silently",
         )
 
 

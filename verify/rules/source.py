@@ -1108,7 +1108,7 @@ def plus_after_equals(record: Record) -> Iterator[Finding]:
     Why it matters: the sum is overwritten at every step, so the loss or accuracy that is printed is that of the last
     batch.
     Found by: reading the source: an assignment whose value starts with a plus right after the equals sign.
-    Not an error: `x = +1`, with a space between.
+    Not an error: `x = +1`, with a space between; `=-`, which may be a minus sign.
 
     Wrong: `total =+ loss.item()`
     Right: `total += loss.item()`
@@ -1116,19 +1116,18 @@ def plus_after_equals(record: Record) -> Iterator[Finding]:
     project = project_of(record)
     for node in project.nodes(ast.Assign):
         value = node.value
-        if not isinstance(value, ast.UnaryOp) or not isinstance(value.op, ast.UAdd | ast.USub):
+        if not isinstance(value, ast.UnaryOp) or not isinstance(value.op, ast.UAdd):
             continue
-        sign = "+" if isinstance(value.op, ast.UAdd) else "-"
         line = project.file(node).text.splitlines()[value.lineno - 1]
         # The column counts bytes.
         before = line.encode()[: value.col_offset].decode(errors="ignore")
         after = line.encode()[value.col_offset :].decode(errors="ignore")
-        if before.endswith(" =") and after.startswith(f"{sign} "):
+        if before.endswith(" =") and after.startswith("+ "):
             yield Finding(
-                measured=ast.unparse(node).replace(f"= {sign}", f"={sign} "),
-                expected=f"{ast.unparse(node.targets[0])} {sign}= ...",
+                measured=ast.unparse(node).replace("= +", "=+ "),
+                expected=f"{ast.unparse(node.targets[0])} += ...",
                 message="this overwrites instead of adding up",
-                hint=f"write {sign}=",
+                hint="write +=",
                 location=project.at(node),
             )
 

@@ -66,7 +66,13 @@ class Cut:
 
 
 QUICK = Cut(
-    train_batches=3, eval_batches=3, compute_seconds=3.0, soft_seconds=7.0, timeout=30.0, probe_seconds=4.0, resume=False
+    train_batches=3,
+    eval_batches=3,
+    compute_seconds=3.0,
+    soft_seconds=7.0,
+    timeout=30.0,
+    probe_seconds=4.0,
+    resume=False,
 )
 DEFAULT = Cut()
 FULL = Cut(
@@ -96,7 +102,11 @@ class Ended:
 
 
 def watch(
-    command: list[str], *, folder: Path | None = None, cut: Cut = DEFAULT, on_line: Callable[[str], None] = lambda line: None
+    command: list[str],
+    *,
+    folder: Path | None = None,
+    cut: Cut = DEFAULT,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> Record:
     """Run a training command in time-lapse and record what it does.
 
@@ -126,7 +136,9 @@ def watch(
             elif _needs_larger_cut(ended, cut) and cut.train_batches < 256:
                 size = cut.train_batches * LARGER_CUT
                 cut = replace(cut, train_batches=size)
-                notes.append(f"the optimizer did not step in {size // LARGER_CUT} batches; epochs of {size} were watched")
+                notes.append(
+                    f"the optimizer did not step in {size // LARGER_CUT} batches; epochs of {size} were watched"
+                )
             elif not hidden and (finished := _earlier_checkpoints(ended, folder)):
                 hidden = frozenset(finished)
                 notes.append(f"watched as a new run, without the earlier {', '.join(sorted(finished)[:3])}")
@@ -245,7 +257,13 @@ class _Run:
 
     def _settings(self) -> dict[str, Any]:
         cut, now = self.cut, time.time()
-        free = [tempfile.gettempdir(), str(Path.home() / ".cache"), sys.prefix, sysconfig.get_path("stdlib"), "/dev/shm"]
+        free = [
+            tempfile.gettempdir(),
+            str(Path.home() / ".cache"),
+            sys.prefix,
+            sysconfig.get_path("stdlib"),
+            "/dev/shm",
+        ]
         return {
             "folder": str(self.events),
             "scratch": str(self.mirror.copy),

@@ -354,16 +354,8 @@ class Record:
     @cached_property
     def parameters(self) -> list[Event]:
         """Rows of the parameter tables of the models that were trained: name, shape, trainable, opts, graded, ..."""
-        rows, seen = [], set()
-        for table in self.of("params"):
-            if table["model"] not in self.trained_models:
-                continue
-            for row in table["rows"]:
-                key = (row["name"], tuple(row["shape"]))
-                if key not in seen:
-                    seen.add(key)
-                    rows.append(row)
-        return rows
+        tables = [table for table in self.of("params") if table["model"] in self.trained_models]
+        return [row for table in tables for row in table["rows"]]
 
 
 def share(events: list[Event], key: str, value: Any) -> float:

@@ -206,7 +206,9 @@ def _lost_schedule(whole: Record, again: Record, reached: int, place: str) -> li
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(abs(a - b) <= 1e-7 * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True))
+    return len(one) == len(other) and all(
+        abs(a - b) <= 1e-7 * max(abs(a), abs(b)) for a, b in zip(one, other, strict=True)
+    )
 
 
 def _show(rates: list[Any]) -> str:

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -21,6 +22,8 @@ from .events import Places, Writer
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?%?")
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
 LARGEST_SOURCE = 300_000
+MOST_SIBLINGS = 200
+SKIPPED = ("venv", "env", "node_modules", "__pycache__", "site-packages", "build", "dist")
 
 
 class InputWantedError(EOFError):
@@ -98,7 +101,7 @@ class Session:
     def note_text(self, text: str, source: str) -> None:
         """Keep the numbers of a printed line that may report an evaluation."""
         if self.talking and self.is_recording and NUMBER.search(text):
-            self.emit("said", text=text[-300:], source=source, loc=self.places.here(3))
+            self.emit("said", text=text[-300:], source=source, loc=self.places.here())
 
     def write_sources(self) -> None:
         """Write down the project's own source and configuration files that were used so far."""
@@ -116,6 +119,23 @@ class Session:
             if os.path.getsize(real) <= LARGEST_SOURCE:
                 with open(real, encoding="utf-8", errors="replace") as file:
                     self.emit("source", path=name, text=file.read())
+        for path in _python_files(self.settings["scratch"]):
+            real = os.path.realpath(path)
+            if real not in self.written and os.path.isfile(real) and os.path.getsize(real) <= LARGEST_SOURCE:
+                self.written.add(real)
+                with open(real, encoding="utf-8", errors="replace") as file:
+                    self.emit("sibling", path=self.places._name(real), text=file.read())
+
+
+def _python_files(folder: str) -> list[str]:
+    """The Python files of a project, without those of environments and of version control."""
+    found: list[str] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in SKIPPED]
+        found += [os.path.join(root, name) for name in names if name.endswith(".py")]
+        if len(found) > MOST_SIBLINGS:
+            break
+    return found[:MOST_SIBLINGS]
 
 
 def start(settings_file: str) -> None:
@@ -222,10 +242,8 @@ def _hook_logging(logging: ModuleType, session: Session) -> None:
 
     def handle(logger: Any, record: Any) -> None:
         if session.talking:
-            try:
+            with suppress(Exception):  # a wrong format string is the user's business, and logging reports it
                 session.note_text(record.getMessage(), "logging")
-            except Exception:  # a wrong format string is the user's business, and logging reports it
-                pass
         original(logger, record)
 
     logging.Logger.handle = handle

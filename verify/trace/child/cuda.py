@@ -44,7 +44,7 @@ def _watch(owner: Any, name: str, session: Any, asks: Callable[[tuple, dict], bo
 
 def note(session: Any, what: str) -> None:
     """Write down a place that asks for CUDA, once."""
-    place = session.places.here(3)
+    place = session.places.here()
     told = session.__dict__.setdefault("cuda_places", set())
     if session.is_recording and place not in told and len(told) < 20:
         told.add(place)

@@ -59,9 +59,9 @@ class Places:
                 break
         return path[len(self.project) :] if path.startswith(self.project) else path
 
-    def here(self, depth: int = 2) -> str:
+    def here(self) -> str:
         """`file:line` of the innermost frame of user code, or nothing."""
-        frame: FrameType | None = sys._getframe(depth)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             name = self.file(frame.f_code)
             if name:
@@ -69,9 +69,9 @@ class Places:
             frame = frame.f_back
         return ""
 
-    def user_frames(self, depth: int = 2) -> list[FrameType]:
+    def user_frames(self) -> list[FrameType]:
         """The frames of user code, innermost first."""
-        frame: FrameType | None = sys._getframe(depth)
+        frame: FrameType | None = sys._getframe(1)
         found = []
         while frame is not None:
             if self.file(frame.f_code):

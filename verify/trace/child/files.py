@@ -87,7 +87,7 @@ class Guard:
 
     def is_free(self, real: str) -> bool:
         """Whether anybody may write there: the copy, caches, temporary folders that are not the project."""
-        return real.startswith(self.scratch) or real.startswith(self.free) and not real.startswith(self.project)
+        return real.startswith(self.scratch) or (real.startswith(self.free) and not real.startswith(self.project))
 
     def keep(self, real: str) -> None:
         """Back up a file outside of the copy, or note that it is new."""

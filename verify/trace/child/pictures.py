@@ -12,9 +12,9 @@ from torch import Tensor
 MOST_IMAGES, COLUMNS, LARGEST_SIDE = 32, 8, 96
 
 
-def contact_sheet(images: Tensor) -> str:
+def contact_sheet(images: Tensor | None) -> str:
     """The first images (B, C, H, W), each stretched to the full range of brightness, as base64 of a PNG; or nothing."""
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or not images.shape[2] >= 4:
+    if images is None or images.dim() != 4 or images.shape[1] not in (1, 3) or not images.shape[2] >= 4:
         return ""
     with torch.no_grad():
         x = images[:MOST_IMAGES].detach().float().cpu()

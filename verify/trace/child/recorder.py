@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from . import capture, reported, saving
 from .events import finite
 from .loaders import LARGEST_KEPT, TimeLapseIter, settings
+from .pictures import contact_sheet
+from .quiet import quiet
 from .tensors import digest, inputs_and_targets, tensors_of
 
 # Batches of an epoch whose content is written down, for the order of the samples.
@@ -27,7 +29,7 @@ NORMS = (nn.modules.batchnorm._NormBase,)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
 
-class WatchEnded(SystemExit):  # noqa: N818  (it is no error: it ends the script as sys.exit does)
+class WatchEnded(SystemExit):
     """Ends the script when enough was seen."""
 
 
@@ -80,7 +82,7 @@ class OptimizerInfo:
         self.backwards = 0
         self.backwards_since_clear = 0
         self.batches = 0
-        self.skip = False
+        self.passes = 0
         self.before: list[Tensor] = []
         self.grads = "none"
         self.pending: dict[str, Any] = {}
@@ -153,6 +155,7 @@ class Recorder:
         self.snapshot: dict[int, tuple[Tensor, Tensor, bool]] | None = None
         self.frozen_later: dict[int, tuple[Tensor, Tensor]] = {}
         self.step_depth = 0
+        self.snapshot_size = 0
         self.graded: set[int] = set()
         self.twins: dict[int, tuple[nn.Module, list[Tensor], list[Tensor]]] = {}
         self.captured = False
@@ -165,8 +168,10 @@ class Recorder:
         self.in_scaler_step = False
         self.train_loader_ids: set[int] = set()
         self.state_dicts: dict[int, tuple[Any, int]] = {}
+        self.best_seen: dict[int, int] = {}
         self.fresh_eval = False
         self.hints = 0
+        self.pictures = 0
         self.last_batch: Any = None
         self.horizon_places: set[str] = set()
         self.wrapped_models: dict[int, int] = {}
@@ -179,7 +184,7 @@ class Recorder:
         entry = self.loaders.get(id(loader))
         if entry is None:
             entry = {"id": len(self.loaders), "loader": loader, "passes": 0, "batches": [], "kept": [], "told": False}
-            entry["loc"] = self.here(3)
+            entry["loc"] = self.here()
             self.loaders[id(loader)] = entry
         return entry
 
@@ -206,15 +211,14 @@ class Recorder:
         if id(iterator.loader) in self.train_loader_ids:
             self._next_train_epoch()
         self.iterations += 1
-        self.emit(
-            "iter_begin", loader=entry["id"], epoch=entry["passes"], iteration=self.iterations, loc=self.here(3)
-        )
+        self.emit("iter_begin", loader=entry["id"], epoch=entry["passes"], iteration=self.iterations, loc=self.here())
         entry["passes"] += 1
         iterator.counts = {"forwards": 0, "backwards": 0, "steps": 0, "batches": 0, "model_grad": 0}
         iterator.entry = entry
         self.look_at_frames("iter")
         return self.iterations
 
+    @quiet
     def _next_train_epoch(self) -> None:
         """A further pass over a loader that training used begins."""
         self.train_epochs += 1
@@ -237,6 +241,7 @@ class Recorder:
             if was_trainable and not p.requires_grad and id(p) not in self.frozen_later:
                 self.frozen_later[id(p)] = (p, p.detach().clone())
 
+    @quiet
     def batch(self, iterator: TimeLapseIter, data: Any) -> None:
         """A loader delivers a batch."""
         self.check_time()
@@ -249,13 +254,19 @@ class Recorder:
             info.batches += 1
         if number < PRINTED_BATCHES and entry["passes"] <= 12:
             self._print_batch(entry, number, data)
+        if number == 0 and entry["passes"] == 1 and self.step and self.pictures < 2:
+            self.pictures += 1
+            picture = contact_sheet(inputs_and_targets(data)[0])
+            if picture:
+                self.emit("batch_picture", role="eval", png_base64=picture)
         if number == iterator.limit - 1 and entry["passes"] <= 2:
-            for name, depth in reported.kept_graphs(self.session.places.user_frames(3)).items():
-                self.emit("graph_kept", name=name, depth=depth, loc=self.here(3))
-        if entry["passes"] == 1 and not iterator.length or number < 64:
+            for name, depth in reported.kept_graphs(self.session.places.user_frames()).items():
+                self.emit("graph_kept", name=name, depth=depth, loc=self.here())
+        if (entry["passes"] == 1 and not iterator.length) or number < 64:
             self._keep(entry, number, data)
         self.last_batch = data
 
+    @quiet
     def _print_batch(self, entry: dict[str, Any], number: int, data: Any) -> None:
         inputs, targets = inputs_and_targets(data)
         if inputs is None:
@@ -299,6 +310,7 @@ class Recorder:
         iterator.counts["batches"] += 1
         return kept[number]
 
+    @quiet
     def end_iteration(self, iterator: TimeLapseIter, exhausted: bool) -> None:
         """A pass over a loader is over."""
         self.flush_passes()
@@ -336,6 +348,8 @@ class Recorder:
                 self.others[id(module)] = module
             return None
         known = self.models[id(module)] = ModelInfo(len(self.models), module)
+        if self.snapshot is not None and len(self.models) < 20:
+            self._add_to_snapshot(known)
         if known.number < 30:
             self.emit(
                 "model",
@@ -346,7 +360,7 @@ class Recorder:
                 trainable=sum(p.numel() for _, p in known.named if p.requires_grad),
                 norms=len(known.norms),
                 dropouts=len(known.dropouts),
-                loc=self.here(3),
+                loc=self.here(),
             )
         return known
 
@@ -368,6 +382,13 @@ class Recorder:
         finally:
             self.inside = False
         self.worked += time.monotonic() - start
+        self._note_forward(info, args, kwargs, output, version)
+        return output
+
+    @quiet
+    def _note_forward(self, info: ModelInfo, args: tuple, kwargs: dict, output: Any, version: int) -> None:
+        """Remember a forward pass until it is known whether it is trained on."""
+        module, grad = info.module, torch.is_grad_enabled()
         norms, drops = info.modes()
         tensors = list(tensors_of(output))
         main = tensors[0] if tensors else None
@@ -381,8 +402,10 @@ class Recorder:
             "n": len(main) if main is not None and main.dim() else 0,
             "shape": list(main.shape) if main is not None else None,
             "learned": info.statistics_version() != version,
-            "loc": self.here(3),
-            "detached": bool(grad and main is not None and not main.requires_grad and any(p.requires_grad for _, p in info.named)),
+            "loc": self.here(),
+            "detached": bool(
+                grad and main is not None and not main.requires_grad and any(p.requires_grad for _, p in info.named)
+            ),
             "wrapped": id(module) in self.wrapped_models,
             "autocast": _autocast(),
         }
@@ -397,7 +420,6 @@ class Recorder:
         if inputs is not None and main is not None and main.numel() <= LARGEST_CACHED:
             self.cache[self._cache_key(info, inputs, grad)] = output
         self._check_dropouts(info)
-        return output
 
     def _targets(self, count: int) -> Tensor | None:
         if self.current is None:
@@ -426,8 +448,9 @@ class Recorder:
         rates = [m.p for m in info.dropouts]
         if rates != info.rates:
             info.rates_told = True
-            self.emit("dropout_changed", model=info.number, before=info.rates[:8], after=rates[:8], loc=self.here(3))
+            self.emit("dropout_changed", model=info.number, before=info.rates[:8], after=rates[:8], loc=self.here())
 
+    @quiet
     def note_loss(self, fields: dict[str, Any], output: Tensor, inputs: Tensor) -> None:
         """A loss function was called."""
         self.last_loss = {**fields, "node": output.grad_fn}
@@ -442,6 +465,7 @@ class Recorder:
         fields.pop("target_tensor", None)
         self.emit("loss", step=self.step, **fields)
 
+    @quiet
     def flush_passes(self, of: ModelInfo | None = None, only_eval: bool = True, trained: bool = False) -> None:
         """Write down the forward passes of which it is known now whether they were trained on."""
         if not self.pending:
@@ -462,6 +486,10 @@ class Recorder:
                 self.current.counts["model_grad"] += 1
         right = _right_answers(one)
         losses = [loss["value"] for loss in one.losses if loss.get("value") is not None]
+        if self.current is None and trained and self.step < 400:
+            right["labels"], right["inputs"] = digest(one.targets), digest(next(tensors_of(one.model_input), None))
+        for info in self.optimizers.values():
+            info.passes += trained
         self.emit(
             "pass",
             **fields,
@@ -525,7 +553,7 @@ class Recorder:
             stale=stale,
             step=self.step,
             iteration=self.current.iteration if self.current else None,
-            loc=self.here(3),
+            loc=self.here(),
         )
         return result
 
@@ -560,16 +588,18 @@ class Recorder:
                         "frozen": sum(not p.requires_grad for p in tensors),
                     }
                 )
-            self.emit("optimizer", id=info.number, cls=type(optimizer).__name__, groups=groups, loc=self.here(4))
+            self.emit("optimizer", id=info.number, cls=type(optimizer).__name__, groups=groups, loc=self.here())
         return info
 
+    @quiet
     def zero(self, info: OptimizerInfo) -> None:
         """Gradients of an optimizer are set to zero."""
         info.zeroed_after_backward = info.backwards > 0
-        info.zeroed_at = self.here(3)
+        info.zeroed_at = self.here()
         info.cleared = True
         info.backwards_since_clear = 0
 
+    @quiet
     def before_step(self, optimizer: Any) -> None:
         """An optimizer is about to step."""
         info = self.optimizer(optimizer)
@@ -594,6 +624,7 @@ class Recorder:
         if self.step == 0:
             saving.look_at_loaded(self)
 
+    @quiet
     def after_step(self, optimizer: Any, closure: bool) -> None:
         """An optimizer has stepped."""
         info = self.optimizer(optimizer)
@@ -604,9 +635,11 @@ class Recorder:
             self.train_loader_ids.add(id(self.current.loader))
         if closure:
             info.grads = gradient_state(info.probes)
-        moved = None
+        ratio = None
         if info.before:
-            moved = any(not torch.equal(a, b.detach()) for a, b in zip(info.before, info.probes))
+            pairs = [(a, b.detach()) for a, b in zip(info.before, info.probes) if b.dim() >= 2 and bool(a.norm() > 0)]
+            ratio = max((((b - a).norm() / a.norm()).item() for a, b in pairs), default=None)
+            ratio = None if ratio is None else finite(ratio)
         self.emit(
             "step",
             n=self.step,
@@ -620,21 +653,22 @@ class Recorder:
             backwards=info.backwards,
             backwards_since_clear=info.backwards_since_clear,
             batches=info.batches,
+            passes=info.passes,
             closure=closure,
-            moved=moved,
+            ratio=ratio,
             scaled=self.in_scaler_step,
             nested=self.step_depth > 0,
             fast=self.fast,
             iteration=self.current.iteration if self.current else None,
             epoch=self.current.entry["passes"] - 1 if self.current else None,
-            loc=self.here(4),
+            loc=self.here(),
             **info.pending,
         )
         info.pending = {}
         info.cleared = closure
         info.backwards = 0
         info.backwards_since_clear = 0
-        info.batches = 0
+        info.batches = info.passes = 0
         info.zeroed_after_backward = False
         if self.stop_steps and self.step >= self.stop_steps:
             self.end("stopped after the steps that were asked for")
@@ -668,11 +702,19 @@ class Recorder:
             tensors.update({id(p): p for p in info.parameters()})
         size = sum(p.numel() * p.element_size() for p in tensors.values())
         self.snapshot = {}
+        self.snapshot_size = size
         if size <= LARGEST_SNAPSHOT:
             self.snapshot = {key: (p, p.detach().clone(), p.requires_grad) for key, p in tensors.items()}
             for model in self.models.values():
-                for b in model.module.buffers():
-                    self.snapshot[id(b)] = (b, b.detach().clone(), False)
+                self._add_to_snapshot(model)
+
+    def _add_to_snapshot(self, info: ModelInfo) -> None:
+        """Remember what a model consists of, unless it is known already or too large."""
+        tensors = [*info.module.parameters(), *info.module.buffers()]
+        fresh = [t for t in tensors if self.snapshot is not None and id(t) not in self.snapshot]
+        self.snapshot_size += sum(t.numel() * t.element_size() for t in fresh)
+        if self.snapshot is not None and self.snapshot_size <= LARGEST_SNAPSHOT:
+            self.snapshot.update({id(t): (t, t.detach().clone(), t.requires_grad) for t in fresh})
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -693,12 +735,14 @@ class Recorder:
         self.finish()
         raise WatchEnded(0)
 
+    @quiet
     def capture(self) -> None:
         """Fork, and try the live objects in the copy of this process."""
         self.captured = True
         if self.session.settings["probes"] and not self.fast:
             capture.fork_and_probe(self)
 
+    @quiet
     def finish(self) -> None:
         """Write down what only the end can show."""
         if self.finished or os.getpid() != self.session.writer.pid:
@@ -721,9 +765,7 @@ class Recorder:
             algorithms=torch.are_deterministic_algorithms_enabled(),
         )
         self.session.write_sources()
-        self.emit(
-            "finish", step=self.step, worked=round(self.worked, 2), fast=self.fast, epochs=self.train_epochs
-        )
+        self.emit("finish", step=self.step, worked=round(self.worked, 2), fast=self.fast, epochs=self.train_epochs)
         self.session.writer.flush()
 
     def _write_tables(self) -> None:
@@ -738,7 +780,9 @@ class Recorder:
             rows = []
             for name, p in model.module.named_parameters():
                 start = (self.snapshot or {}).get(id(p))
-                changed = None if start is None or self.fast and not self.step else not torch.equal(start[1], p.detach())
+                changed = (
+                    None if start is None or (self.fast and not self.step) else not torch.equal(start[1], p.detach())
+                )
                 was_trainable = p.requires_grad if start is None else start[2]
                 later = self.frozen_later.get(id(p))
                 moved = later is not None and not p.requires_grad and not torch.equal(later[1], p.detach())
@@ -793,7 +837,7 @@ class Recorder:
 
     def _find_twins(self, last: bool = False) -> None:
         """Other modules of the same shape as the trained model: averages of its weights, frozen copies of it."""
-        if self.train_epochs > 2 and not last or self.last_trained is None:
+        if (self.train_epochs > 2 and not last) or self.last_trained is None:
             return
         import gc
 
@@ -848,23 +892,27 @@ class Recorder:
 
     # -- what the script says --------------------------------------------------------------------------------------
 
+    @quiet
     def look_at_report(self) -> None:
         """Collect the numbers that the script holds after an evaluation."""
         if self.fresh_eval and not self.fast:
-            frames = self.session.places.user_frames(3)
-            self.emit("held_values", step=self.step, values=reported.numbers(frames), loc=self.here(3))
+            frames = self.session.places.user_frames()
+            values = reported.numbers([frame.f_locals for frame in frames] or [vars(sys.modules["__main__"])])
+            self.emit("held_values", step=self.step, values=values, loc=self.here())
             self.fresh_eval = False
             if self.hints < 20:
                 self.hints += 1
                 for name, depth in reported.kept_graphs(frames).items():
-                    self.emit("graph_kept", name=name, depth=depth, loc=self.here(3))
+                    self.emit("graph_kept", name=name, depth=depth, loc=self.here())
                 for name, step in reported.old_snapshots(self, frames).items():
-                    self.emit("old_snapshot", name=name, made_at=step, step=self.step, loc=self.here(3))
+                    self.hints += 5
+                    self.emit("old_snapshot", name=name, made_at=step, step=self.step, loc=self.here())
 
+    @quiet
     def look_at_frames(self, event: str) -> None:
         """Find the loop over epochs around this event, and how far it means to go."""
         if len(self.horizon_places) < 12:
-            reported.epoch_loops(self, self.session.places.user_frames(3), event)
+            reported.epoch_loops(self, self.session.places.user_frames(), event)
 
 
 def _autocast() -> str:
@@ -902,7 +950,7 @@ def _is_from(one: Pass, inputs: Tensor) -> bool:
     output = one.output
     if output is None:
         return False
-    if output is inputs or output.data_ptr() == inputs.data_ptr() and output.numel() == inputs.numel():
+    if output is inputs or (output.data_ptr() == inputs.data_ptr() and output.numel() == inputs.numel()):
         return True
     node, target = inputs.grad_fn, output.grad_fn
     for _ in range(4):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
@@ -13,11 +14,11 @@ MOST_VALUES = 120
 LOOP_CALLS = ("range", "trange")
 
 
-def numbers(frames: list[FrameType]) -> dict[str, float | str]:
+def numbers(scopes: list[Mapping[str, Any]]) -> dict[str, float | str]:
     """Scalars in the variables of user code, by name; also one level inside dicts, lists and `self`."""
     found: dict[str, float | str] = {}
-    for frame in frames[:8]:
-        for name, value in list(frame.f_locals.items()):
+    for scope in scopes[:8]:
+        for name, value in list(scope.items()):
             if name.startswith("__") or len(found) >= MOST_VALUES:
                 continue
             _collect(name, value, found)
@@ -57,12 +58,14 @@ def old_snapshots(recorder: Any, frames: list[FrameType]) -> dict[str, int]:
         if hasattr(owner, "__dict__"):
             items += [(f"self.{key}", value) for key, value in list(vars(owner).items())]
         for name, value in items:
-            made = recorder.state_dicts.get(id(value))
-            if made is None or made[0]() is not value or made[1] >= recorder.step:
+            if "best" not in name.lower() or not isinstance(value, Mapping) or not value:
                 continue
             shared = sum(getattr(t, "data_ptr", int)() in live for t in value.values())
-            if shared and "best" in name.lower():
-                found[name] = made[1]
+            made = recorder.state_dicts.get(id(value))
+            known = made[1] if made is not None and made[0]() is value else None
+            first = recorder.best_seen.setdefault(id(value), recorder.step) if known is None else known
+            if shared >= 0.5 * len(value) and first < recorder.step:
+                found[name] = first
     return found
 
 
@@ -115,7 +118,7 @@ def epoch_loops(recorder: Any, frames: list[FrameType], event: str) -> None:
             continue
         for loop in _loops(filename).get(frame.f_lineno, []):
             key = f"{filename}:{loop.lineno}"
-            if key in recorder.horizon_places or loop.lineno == frame.f_lineno and event == "iter":
+            if key in recorder.horizon_places or (loop.lineno == frame.f_lineno and event == "iter"):
                 continue
             recorder.horizon_places.add(key)
             bounds = _bounds(loop.iter, frame)
@@ -123,8 +126,14 @@ def epoch_loops(recorder: Any, frames: list[FrameType], event: str) -> None:
                 continue
             place = f"{recorder.session.places.file(frame.f_code)}:{loop.lineno}"
             recorder.emit(
-                "loop", around=event, start=bounds[0], stop=bounds[1], step=bounds[2], variable=ast.unparse(loop.target),
-                text=ast.unparse(loop.iter)[:80], loc=place,
+                "loop",
+                around=event,
+                start=bounds[0],
+                stop=bounds[1],
+                step=bounds[2],
+                variable=ast.unparse(loop.target),
+                text=ast.unparse(loop.iter)[:80],
+                loc=place,
             )
 
 
@@ -142,14 +151,22 @@ def _bounds(node: ast.expr, frame: FrameType) -> tuple[int, int, int] | None:
         return None
     if not all(isinstance(value, int) for value in values):
         return None
-    start, stop, step = (0, values[0], 1) if len(values) == 1 else (values[0], values[1], (values + [1])[2])
+    start, stop, step = (0, values[0], 1) if len(values) == 1 else (values[0], values[1], [*values, 1][2])
     return start, stop, step
 
 
 def _is_plain(node: ast.expr) -> bool:
     """Whether evaluating this can have no effect: names, attributes, constant subscripts, arithmetic, int()."""
     allowed = (
-        ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.BinOp, ast.operator, ast.Load, ast.UnaryOp, ast.unaryop,
+        ast.Name,
+        ast.Attribute,
+        ast.Subscript,
+        ast.Constant,
+        ast.BinOp,
+        ast.operator,
+        ast.Load,
+        ast.UnaryOp,
+        ast.unaryop,
     )
     for inner in ast.walk(node):
         if isinstance(inner, ast.Call):
@@ -162,4 +179,4 @@ def _is_plain(node: ast.expr) -> bool:
 
 def _evaluate(node: ast.expr, frame: FrameType) -> Any:
     code = compile(ast.Expression(body=node), "<bounds>", "eval")
-    return eval(code, frame.f_globals, dict(frame.f_locals))  # noqa: S307  (only plain look-ups, see _is_plain)
+    return eval(code, frame.f_globals, dict(frame.f_locals))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALL_FILE = 50 * 2**20
+from .quiet import quiet
 
 
 def install(recorder: Any) -> None:
@@ -40,20 +40,25 @@ def _hook_save(recorder: Any) -> None:
             recorder.session.guard.guarded(path, True, fresh=True)  # torch opens it without Python's knowledge
         result = original(obj, f, *args, **options)
         if _active(recorder) and isinstance(path, str):
-            recorder.look_at_report()
-            recorder.saved_paths = {**getattr(recorder, "saved_paths", {}), os.path.abspath(path): None}
-            recorder.emit(
-                "save",
-                path=recorder.session.places.original(os.path.realpath(path)),
-                step=recorder.step,
-                epoch=recorder.train_epochs,
-                fast=recorder.fast,
-                content=describe(recorder, obj),
-                loc=recorder.here(2),
-            )
+            _note_save(recorder, path, obj)
         return result
 
     torch.save = save
+
+
+@quiet
+def _note_save(recorder: Any, path: str, obj: Any) -> None:
+    recorder.look_at_report()
+    recorder.saved_paths = {**getattr(recorder, "saved_paths", {}), os.path.abspath(path): None}
+    recorder.emit(
+        "save",
+        path=recorder.session.places.original(os.path.realpath(path)),
+        step=recorder.step,
+        epoch=recorder.train_epochs,
+        fast=recorder.fast,
+        content=describe(recorder, obj),
+        loc=recorder.here(),
+    )
 
 
 def _hook_load(recorder: Any) -> None:
@@ -66,18 +71,23 @@ def _hook_load(recorder: Any) -> None:
             options["map_location"] = "cpu"
         result = original(f, *args, **options)
         if _active(recorder):
-            recorder.emit(
-                "load",
-                path=recorder.session.places.original(os.path.realpath(path)) if isinstance(path, str) else None,
-                own=isinstance(path, str) and os.path.abspath(path) in getattr(recorder, "saved_paths", {}),
-                weights_only=options.get("weights_only"),
-                step=recorder.step,
-                content=describe(recorder, result),
-                loc=recorder.here(2),
-            )
+            _note_load(recorder, path, options, result)
         return result
 
     torch.load = load
+
+
+@quiet
+def _note_load(recorder: Any, path: Any, options: dict, result: Any) -> None:
+    recorder.emit(
+        "load",
+        path=recorder.session.places.original(os.path.realpath(path)) if isinstance(path, str) else None,
+        own=isinstance(path, str) and os.path.abspath(path) in getattr(recorder, "saved_paths", {}),
+        weights_only=options.get("weights_only"),
+        step=recorder.step,
+        content=describe(recorder, result),
+        loc=recorder.here(),
+    )
 
 
 def describe(recorder: Any, obj: Any, depth: int = 2) -> Any:
@@ -85,7 +95,9 @@ def describe(recorder: Any, obj: Any, depth: int = 2) -> Any:
     if isinstance(obj, Mapping):
         if obj and all(isinstance(v, Tensor) for v in obj.values()):
             return _describe_weights(recorder, obj)
-        keys = {str(key): describe(recorder, value, depth - 1) for key, value in list(obj.items())[:40]} if depth else {}
+        keys = (
+            {str(key): describe(recorder, value, depth - 1) for key, value in list(obj.items())[:40]} if depth else {}
+        )
         kind = "dict"
         names = set(map(str, obj))
         if {"state", "param_groups"} <= names:
@@ -136,44 +148,52 @@ def _hook_state_dicts(recorder: Any) -> None:
             try:
                 if len(recorder.state_dicts) > 2000:
                     recorder.state_dicts.clear()
-                recorder.state_dicts[id(result)] = (weakref.ref(result), recorder.step, recorder.here(2))
+                recorder.state_dicts[id(result)] = (weakref.ref(result), recorder.step, recorder.here())
             except TypeError:  # a plain dict cannot be referred to weakly
                 pass
         return result
 
     @functools.wraps(original_load)
     def load_state_dict(module: nn.Module, state_dict: Any, strict: bool = True, *args: Any, **options: Any) -> Any:
-        own = original_make(module)
-        given = dict(state_dict)
-        pointers = {k: v.data_ptr() for k, v in own.items() if isinstance(v, Tensor) and v.numel()}
-        aliased = sum(
-            isinstance(v, Tensor) and v.numel() > 0 and pointers.get(k) == v.data_ptr() for k, v in given.items()
-        )
-        made = recorder.state_dicts.get(id(state_dict))
+        if not _active(recorder):
+            return original_load(module, state_dict, strict, *args, **options)
+        before = _pointers(original_make(module))
         result = original_load(module, state_dict, strict, *args, **options)
-        if _active(recorder):
-            known = recorder.models.get(id(module))
-            matched = sum(k in own and getattr(v, "shape", None) == own[k].shape for k, v in given.items())
-            recorder.emit(
-                "weights_loaded",
-                model=known.number if known else None,
-                cls=type(module).__name__,
-                strict=bool(strict),
-                given=len(given),
-                own=len(own),
-                matched=matched,
-                missing=sorted(set(own) - set(given))[:8],
-                unexpected=sorted(set(given) - set(own))[:8],
-                aliased=aliased,
-                made_at=made[1] if made is not None and made[0]() is state_dict else None,
-                step=recorder.step,
-                loc=recorder.here(2),
-            )
-            recorder.loaded = [*getattr(recorder, "loaded", []), (module, step_print(module), recorder.step)][-3:]
+        _note_weights(recorder, module, state_dict, strict, before)
         return result
 
     nn.Module.state_dict = state_dict  # type: ignore[method-assign]
     nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
+
+
+def _pointers(state: Any) -> dict[str, tuple[int, Any]]:
+    return {k: (v.data_ptr(), v.shape) for k, v in state.items() if isinstance(v, Tensor)}
+
+
+@quiet
+def _note_weights(recorder: Any, module: nn.Module, state_dict: Any, strict: bool, own: dict[str, Any]) -> None:
+    given = dict(state_dict)
+    aliased = sum(
+        isinstance(v, Tensor) and v.numel() > 0 and k in own and own[k][0] == v.data_ptr() for k, v in given.items()
+    )
+    made = recorder.state_dicts.get(id(state_dict))
+    known = recorder.models.get(id(module))
+    recorder.emit(
+        "weights_loaded",
+        model=known.number if known else None,
+        cls=type(module).__name__,
+        strict=bool(strict),
+        given=len(given),
+        own=len(own),
+        matched=sum(k in own and getattr(v, "shape", None) == own[k][1] for k, v in given.items()),
+        missing=sorted(set(own) - set(given))[:8],
+        unexpected=sorted(set(given) - set(own))[:8],
+        aliased=aliased,
+        made_at=made[1] if made is not None and made[0]() is state_dict else None,
+        step=recorder.step,
+        loc=recorder.here(),
+    )
+    recorder.loaded = [*getattr(recorder, "loaded", []), (module, step_print(module), recorder.step)][-3:]
 
 
 def step_print(module: nn.Module) -> dict[str, float]:
@@ -192,7 +212,10 @@ def _hook_scheduler_load(recorder: Any) -> None:
         original(scheduler, state_dict)
         if _active(recorder):
             recorder.emit(
-                "scheduler_loaded", last_epoch=getattr(scheduler, "last_epoch", None), step=recorder.step, loc=recorder.here(2)
+                "scheduler_loaded",
+                last_epoch=getattr(scheduler, "last_epoch", None),
+                step=recorder.step,
+                loc=recorder.here(),
             )
 
     lr_scheduler.LRScheduler.load_state_dict = load_state_dict  # type: ignore[method-assign]
@@ -204,4 +227,6 @@ def look_at_loaded(recorder: Any) -> None:
         now = step_print(module)
         changed = [name for name, value in now.items() if name in then and then[name] != value]
         if step == 0:
-            recorder.emit("loaded_then", cls=type(module).__name__, tensors=len(now), changed=len(changed), first=changed[:3])
+            recorder.emit(
+                "loaded_then", cls=type(module).__name__, tensors=len(now), changed=len(changed), first=changed[:3]
+            )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import cuda, loaders, saving
 from .events import finite
+from .quiet import quiet
 from .recorder import Recorder
 from .tensors import describe_scores
 
@@ -107,7 +108,7 @@ def _hook_modes(recorder: Recorder) -> None:
             inside[0] = False
         info = recorder.models.get(id(module))
         if info is not None and not recorder.inside:
-            recorder.emit("mode", model=info.number, training=bool(mode), loc=recorder.here(3))
+            recorder.emit("mode", model=info.number, training=bool(mode), loc=recorder.here())
         return result
 
     nn.Module.train = train  # type: ignore[method-assign]
@@ -155,7 +156,7 @@ def _loss_hook(recorder: Recorder, name: str, original: Callable[..., Tensor]) -
             "needs_grad": output.requires_grad,
             "smoothing": options.get("label_smoothing", 0.0),
             "n": len(input) if input.dim() else 1,
-            "loc": recorder.here(2),
+            "loc": recorder.here(),
         }
         if count[0] <= DESCRIBED or count[0] % DESCRIBED_EVERY == 0:
             fields["input"] = describe_scores(input)
@@ -199,7 +200,7 @@ def _hook_backward(recorder: Recorder) -> None:
     def grad(outputs: Any, inputs: Any, *args: Any, **options: Any) -> Any:
         result = engine(outputs, inputs, *args, **options)
         if _active(recorder) and not recorder.inside and not recorder.backward_depth:
-            recorder.emit("grad_call", step=recorder.step, loc=recorder.here(3))
+            recorder.emit("grad_call", step=recorder.step, loc=recorder.here())
         return result
 
     torch.autograd.grad = grad
@@ -231,7 +232,7 @@ def _hook_optimizers(recorder: Recorder) -> None:
         if _active(recorder):
             number = recorder.optimizer(optimizer).number
             entries = len(state_dict.get("state", {})) if isinstance(state_dict, dict) else None
-            recorder.emit("optimizer_loaded", opt=number, entries=entries, step=recorder.step, loc=recorder.here(3))
+            recorder.emit("optimizer_loaded", opt=number, entries=entries, step=recorder.step, loc=recorder.here())
 
     base.load_state_dict = functools.wraps(original_load)(load_state_dict)  # type: ignore[method-assign]
 
@@ -324,13 +325,16 @@ def _hook_schedulers(recorder: Recorder) -> None:
     plateau.__init__ = init_plateau  # type: ignore[method-assign]
 
 
+@quiet
 def _note_schedule(recorder: Recorder, scheduler: Any, args: tuple, options: dict) -> None:
     told = getattr(recorder, "told_schedulers", None)
     if told is None:
         told = recorder.told_schedulers = {}  # type: ignore[attr-defined]
     if id(scheduler) not in told:
         told[id(scheduler)] = len(told)
-        recorder.emit("scheduler", id=told[id(scheduler)], loc=recorder.here(3), **describe_scheduler(recorder, scheduler))
+        recorder.emit(
+            "scheduler", id=told[id(scheduler)], loc=recorder.here(), **describe_scheduler(recorder, scheduler)
+        )
     given = [finite(float(a)) for a in args if isinstance(a, (int, float))]
     given += [finite(float(v)) for v in options.values() if isinstance(v, (int, float))]
     if not given and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
@@ -343,7 +347,7 @@ def _note_schedule(recorder: Recorder, scheduler: Any, args: tuple, options: dic
         step=recorder.step,
         epoch=recorder.train_epochs,
         iteration=recorder.current.iteration if recorder.current else None,
-        loc=recorder.here(3),
+        loc=recorder.here(),
     )
     recorder.look_at_frames("sched")
     recorder.look_at_report()
@@ -382,32 +386,44 @@ def _hook_clipping(recorder: Recorder) -> None:
 
 def _clip_hook(recorder: Recorder, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def clip(parameters: Any, limit: float, *args: Any, **options: Any) -> Any:
-        parameters = list(parameters) if not isinstance(parameters, Tensor) else parameters
-        result = original(parameters, limit, *args, **options)
+    def clip(*args: Any, **options: Any) -> Any:
+        if "parameters" in options and not isinstance(options["parameters"], Tensor):
+            options["parameters"] = list(options["parameters"])
+        elif args and not isinstance(args[0], Tensor):
+            args = (list(args[0]), *args[1:])
+        result = original(*args, **options)
         if _active(recorder) and not recorder.fast:
-            first = parameters if isinstance(parameters, list) else [parameters]
-            ids = {id(p) for p in first}
-            backwards: int | None = None
-            norm = float(result) if isinstance(result, Tensor) and result.numel() == 1 else None
-            for info in recorder.optimizers.values():
-                if any(id(p) in ids for p in info.probes) or not info.probes:
-                    backwards = max(backwards or 0, info.backwards)
-                    info.pending.update(clip=float(limit), grad_norm=None if norm is None else finite(norm), clip_fn=name)
-            recorder.emit(
-                "clip",
-                fn=name,
-                limit=float(limit),
-                norm=None if norm is None else finite(norm),
-                backwards=backwards,
-                tensors=len(first),
-                step=recorder.step,
-                iteration=recorder.current.iteration if recorder.current else None,
-                loc=recorder.here(2),
-            )
+            _note_clip(recorder, name, args, options, result)
         return result
 
     return clip
+
+
+@quiet
+def _note_clip(recorder: Recorder, name: str, args: tuple, options: dict, result: Any) -> None:
+    parameters = options.get("parameters", args[0] if args else [])
+    limit = options.get("max_norm", options.get("clip_value", args[-1] if args else 0.0))
+    if len(args) > 1:
+        limit = args[1]
+    tensors = parameters if isinstance(parameters, list) else [parameters]
+    ids = {id(p) for p in tensors}
+    backwards: int | None = None
+    norm = finite(float(result)) if isinstance(result, Tensor) and result.numel() == 1 else None
+    for info in recorder.optimizers.values():
+        if any(id(p) in ids for p in info.probes) or not info.probes:
+            backwards = max(backwards or 0, info.backwards)
+            info.pending.update(clip=float(limit), grad_norm=norm, clip_fn=name)
+    recorder.emit(
+        "clip",
+        fn=name,
+        limit=finite(float(limit)),
+        norm=norm,
+        backwards=backwards,
+        tensors=len(tensors),
+        step=recorder.step,
+        iteration=recorder.current.iteration if recorder.current else None,
+        loc=recorder.here(),
+    )
 
 
 def _hook_amp(recorder: Recorder) -> None:
@@ -420,7 +436,7 @@ def _hook_amp(recorder: Recorder) -> None:
         def method(scaler: Any, *args: Any, **options: Any) -> Any:
             if not _active(recorder):
                 return original(scaler, *args, **options)
-            recorder.emit("scaler", call=name, step=recorder.step, enabled=scaler.is_enabled(), loc=recorder.here(2))
+            recorder.emit("scaler", call=name, step=recorder.step, enabled=scaler.is_enabled(), loc=recorder.here())
             if name == "step":
                 recorder.in_scaler_step = True
                 if recorder.fast and scaler.is_enabled():
@@ -440,14 +456,16 @@ def _hook_amp(recorder: Recorder) -> None:
         scaler_hook(name)
     original_init, original_enter = autocast_mode.autocast.__init__, autocast_mode.autocast.__enter__
 
-    def init(context: Any, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **options: Any) -> None:
+    def init(
+        context: Any, device_type: str, dtype: Any = None, enabled: bool = True, *args: Any, **options: Any
+    ) -> None:
         original_init(context, device_type, dtype, enabled, *args, **options)
         if _active(recorder) and not recorder.inside:
             wanted = dtype or (torch.float16 if str(device_type).startswith("cuda") else torch.bfloat16)
             name = str(wanted).removeprefix("torch.")
-            context._kit_place = (recorder.here(2), name)
+            context._kit_place = (recorder.here(), name)
             recorder.emit(
-                "autocast", call="made", device=str(device_type), dtype=name, enabled=bool(enabled), loc=recorder.here(2)
+                "autocast", call="made", device=str(device_type), dtype=name, enabled=bool(enabled), loc=recorder.here()
             )
 
     entered: dict[str, int] = {}
@@ -473,7 +491,7 @@ def _hook_seeds(recorder: Recorder) -> None:
         def seed(*args: Any, **options: Any) -> Any:
             result = original(*args, **options)
             if _active(recorder) and not recorder.inside and not recorder.is_seeding:
-                place = recorder.here(2)
+                place = recorder.here()
                 if place:
                     value = args[0] if args and isinstance(args[0], int) else None
                     recorder.emit(
@@ -498,7 +516,7 @@ def _hook_distributed(recorder: Recorder) -> None:
     def set_epoch(sampler: Any, epoch: int) -> None:
         original(sampler, epoch)
         if _active(recorder):
-            recorder.emit("set_epoch", epoch=epoch, train_epoch=recorder.train_epochs, loc=recorder.here(2))
+            recorder.emit("set_epoch", epoch=epoch, train_epoch=recorder.train_epochs, loc=recorder.here())
 
     DistributedSampler.set_epoch = set_epoch  # type: ignore[method-assign]
     try:
@@ -511,6 +529,6 @@ def _hook_distributed(recorder: Recorder) -> None:
         original_init(wrapper, module, *args, **options)
         if _active(recorder):
             recorder.wrapped_models[id(module)] = id(wrapper)
-            recorder.emit("ddp", rank=os.environ.get("RANK"), loc=recorder.here(2))
+            recorder.emit("ddp", rank=os.environ.get("RANK"), loc=recorder.here())
 
     DistributedDataParallel.__init__ = init  # type: ignore[method-assign]

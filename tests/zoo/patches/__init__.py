@@ -1,0 +1,1 @@
+"""The patches of each program: `BUGS` and `HEALTHY`."""
