@@ -481,7 +481,90 @@ def seeded_items() -> Run:
     return healthy_pair(train=loader(SeededItems(augmented(), 0, CUT), shuffle=True))
 
 
+class FixedShift(Pictures):
+    """Augmentation behind a switch, with a generator that is seeded by the index."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.augment = True
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        x, y = super().__getitem__(i)
+        if self.augment:
+            x = torch.roll(x, int(torch.randint(1, 6, (), generator=torch.Generator().manual_seed(i))), -1)
+        return x, y
+
+
+def generator_seeded_by_index() -> Run:
+    return healthy_pair(train=loader(FixedShift(Normalize(), 0, CUT), shuffle=True))
+
+
+class ThrownAway(Pictures):
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        x, y = super().__getitem__(i)
+        self.shift(x)
+        return x, y
+
+    def shift(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.roll(x, int(torch.randint(1, 6, ())), -1)
+
+
+def result_thrown_away() -> Run:
+    source = """
+        class ThrownAway(Dataset):
+            def __getitem__(self, i):
+                x, y = super().__getitem__(i)
+                self.shift(x)
+                return x, y
+
+            def shift(self, x):
+                return torch.roll(x, int(torch.randint(1, 6, ())), -1)
+    """
+    return healthy_pair(train=loader(ThrownAway(Normalize(), 0, CUT), shuffle=True), source=source)
+
+
+def switch_ignored() -> Run:
+    source = """
+        class Switched(Dataset):
+            def __init__(self, augment):
+                self.augment = False
+
+        train = Switched(augment=True)
+    """
+    return Run(loader(Switched(augment=False), shuffle=True), [], source)
+
+
+def shuffled_labels_with_augmentation() -> Run:
+    """The items are random; the transform of validation makes them comparable."""
+    run = shuffled_labels()
+    run.train.dataset.transform = augmented()
+    return run
+
+
+def red_and_blue_exchanged() -> Run:
+    tint = torch.tensor([1.0, 0.8, 0.3]).view(3, 1, 1)
+    train, val = Scaled(lambda x: x * tint, 0, CUT), Scaled(lambda x: (x * tint).flip(0), CUT)
+    norm = Normalize([0.3, 0.24, 0.09], [0.3, 0.24, 0.09])
+    for split in (train, val):
+        split.change = lambda x, change=split.change: norm(change(x))
+    return Run(loader(train, shuffle=True), [loader(val)])
+
+
+def viewed_noise() -> Run:
+    """Hardly any smoothness: only the colours tell."""
+    x = torch.randn(600, 16, 16, 3) + 1.5 * torch.randn(600, 1, 1, 3)
+    y = torch.randint(0, 10, (600,))
+    x = x.reshape(600, 3, 16, 16)
+    return Run(loader(TensorDataset(x[:450], y[:450]), shuffle=True), [loader(TensorDataset(x[450:], y[450:]))])
+
+
 PLANTED = [
+    (generator_seeded_by_index, "DAT220", Status.WARN),
+    (result_thrown_away, "DAT202", Status.WARN),
+    (switch_ignored, "DAT202", Status.WARN),
+    (shuffled_labels_with_augmentation, "DAT213", Status.WARN),
+    (red_and_blue_exchanged, "DAT210", Status.WARN),
+    (viewed_noise, "DAT211", Status.FAIL),
     (shared_transform, "DAT201", Status.FAIL),
     (shared_transform_garbage, "DAT201", Status.FAIL),
     (shared_switch, "DAT201", Status.FAIL),
@@ -660,6 +743,39 @@ def strong_augmentation() -> Run:
     return healthy_pair(train=loader(Pictures(Compose(RandomShift(), Normalize(), Erasing()), 0, CUT), shuffle=True))
 
 
+def whitened_pictures() -> Run:
+    """High-pass filtered noise: neighbours differ more than pixels further apart."""
+    x = torch.randn(600, 3, 16, 16)
+    x = x - (torch.roll(x, 1, -1) + torch.roll(x, -1, -1) + torch.roll(x, 1, -2) + torch.roll(x, -1, -2)) / 4
+    y = torch.randint(0, 10, (600,))
+    return Run(loader(TensorDataset(x[:450], y[:450]), shuffle=True), [loader(TensorDataset(x[450:], y[450:]))])
+
+
+def gratings() -> Run:
+    """Waves of many frequencies along one direction, also of period 3."""
+    period = torch.tensor([2.0, 3.0, 3.0, 4.0, 6.0])[torch.arange(600) % 5].view(-1, 1, 1, 1)
+    wave = torch.sin(2 * torch.pi * (torch.arange(18.0) / period + torch.rand(600, 1, 1, 1)))
+    x = wave.expand(600, 3, 18, 18) + 0.3 * torch.randn(600, 3, 18, 18)
+    y = torch.arange(600) % 5
+    train, val = TensorDataset(x[:450], y[:450]), TensorDataset(x[450:], y[450:])
+    return Run(loader(train, shuffle=True), [loader(val)], classes=5)
+
+
+def white_background() -> Run:
+    """Dark strokes on white; the border that a random crop adds is black."""
+    white = Compose(lambda x: 1 - 0.5 * x, lambda x: torch.nn.functional.pad(x, (2, 2, 2, 2)), RandomWindow())
+    return Run(
+        loader(Pictures(Compose(white, Normalize([0.85] * 3, [0.17] * 3)), 0, CUT), shuffle=True),
+        [loader(Pictures(Compose(lambda x: 1 - 0.5 * x, Normalize([0.85] * 3, [0.17] * 3)), CUT))],
+    )
+
+
+class RandomWindow:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        top, left = torch.randint(0, 5, (2,)).tolist()
+        return x[:, top : top + 16, left : left + 16]
+
+
 def discrete_table() -> Run:
     """Sixteen different rows: every evaluation row is in the training data by chance."""
     x = torch.randint(0, 2, (2000, 4)).float()
@@ -812,6 +928,9 @@ HEALTHY = [
     noise_pictures,
     checkerboards,
     strong_augmentation,
+    whitened_pictures,
+    gratings,
+    white_background,
     discrete_table,
     blank_pictures,
     cached_without_augmentation,

@@ -60,7 +60,7 @@ class Case:
     @property
     def caught(self) -> bool:
         """Whether one of the right rules reported it."""
-        return any(check["code"] in self.codes for check in self.problems)
+        return any(check["code"] in self.codes and check["status"] != "error" for check in self.problems)
 
     @property
     def good(self) -> bool:

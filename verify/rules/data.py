@@ -34,6 +34,7 @@ SPLIT_SHIFT = 0.5
 SPLIT_RATIO = 2.0
 MIN_PICTURES = 48
 SCRAMBLED = 0.75  # roughness of the unscrambled picture, relative to the delivered one
+COMB_RATIO, COMB_ERRORS = 0.98, 8.0
 # Label statistics, in standard deviations from what shuffled labels give.
 PREDICTABLE = 5.0
 CHANCE = 1.64
@@ -188,6 +189,34 @@ class _Code:
         return False
 
     @cached_property
+    def discarded_random_calls(self) -> list[str]:
+        """Where the result of a random transform is not used: of a transform attribute, or a function that returns."""
+        found = []
+        for path, node in self._nodes():
+            if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+                continue
+            name = _last_name(node.value.func)
+            functions = [made for made in self.definitions.get(name, []) if isinstance(made, ast.FunctionDef)]
+            returning = [made for made in functions if _returns(made) and self.is_random(made)]
+            attribute = isinstance(node.value.func, ast.Attribute) and not functions and TRANSFORM_NAME.search(name)
+            if returning or attribute:
+                found.append(f"{path}:{node.lineno}")
+        return found
+
+    @cached_property
+    def unread_parameters(self) -> dict[str, str]:
+        """Parameters of constructors that their body never reads, and where."""
+        found = {}
+        for path, node in self._nodes():
+            if not isinstance(node, ast.FunctionDef) or node.name != "__init__":
+                continue
+            read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
+            for argument in [*node.args.args[1:], *node.args.kwonlyargs]:
+                if argument.arg not in read:
+                    found[argument.arg] = f"{path}:{node.lineno}"
+        return found
+
+    @cached_property
     def called_directly(self) -> bool:
         """Whether a variable that holds something random is called like a function: augmentation in the loop."""
         variables = {
@@ -230,6 +259,10 @@ class _Code:
                 ):
                     found.append((name, f"{path}:{node.lineno}"))
         return found
+
+
+def _returns(function: ast.FunctionDef) -> bool:
+    return any(isinstance(part, ast.Return) and part.value is not None for part in ast.walk(function))
 
 
 def _is_self(node: ast.expr) -> bool:
@@ -335,7 +368,10 @@ def augmentation_never_used(record: Record) -> Iterator[Finding]:
     if any(made.status is not Status.PASS for made in train_augmentation_lost(record)):
         return
     measured = f"{items['n']} of {items['n']} train items equal under {items['seeds']} seeds"
-    unused = _Code(record).unused_random_transforms
+    code = _Code(record)
+    unused = code.unused_random_transforms
+    switches = (probe.get("flags") or {}).get("switches") or {}
+    ignored = [(name, code.unread_parameters[name]) for name in switches if name in code.unread_parameters]
     attached = seen["attached"] if isinstance(seen["attached"], list) else []
     if unused:
         yield Finding(
@@ -345,7 +381,23 @@ def augmentation_never_used(record: Record) -> Iterator[Finding]:
             location=unused[0][1],
             hint="pass it to the training dataset, or remove it",
         )
-    elif attached and not seen["run"] and not (probe.get("flags") or {}).get("switches"):
+    elif items.get("draws") == items["n"] and not seen["run"] and code.discarded_random_calls:
+        yield Finding(
+            measured=measured + ", and each draws random numbers",
+            expected="items that change with the seed",
+            message="the result of a random transform is thrown away",
+            location=code.discarded_random_calls[0],
+            hint="assign it: image = self.transform(image)",
+        )
+    elif ignored:
+        yield Finding(
+            measured=f"{measured}; {ignored[0][0]} is off",
+            expected="items that change with the seed",
+            message=f"nothing reads the argument {ignored[0][0]} that should switch augmentation on",
+            location=ignored[0][1],
+            hint=f"self.{ignored[0][0]} = {ignored[0][0]}",
+        )
+    elif attached and not seen["run"] and not switches:
         yield Finding(
             measured=measured,
             expected="items that change with the seed",
@@ -688,7 +740,7 @@ def _scale_problem(made: Json, stats: Json) -> tuple[Status, str, str, str, str]
     span = f"inputs in [{low:.4g}, {high:.4g}]"
     inside = max(abs(first["min"]), abs(first["max"])) if measured_inside else max(abs(low), abs(high))
     if max(abs(low), abs(high)) > LARGE_INPUT and inside > LARGE_INPUT:
-        raw = low >= 0 and measured_inside
+        raw = low > -0.02 * high and measured_inside
         return (
             Status.FAIL if raw else Status.WARN,
             span,
@@ -778,7 +830,8 @@ def splits_normalised_differently(record: Record) -> Iterator[Finding]:
             continue
         constants = _other_constants(stats, index)
         shift, ratio = _difference(train, made)
-        if not constants and shift <= SPLIT_SHIFT and ratio <= SPLIT_RATIO:
+        augmented = bool(((probe.get("augmentation") or {}).get("train") or {}).get("varying"))
+        if not constants and shift <= SPLIT_SHIFT and ratio <= SPLIT_RATIO + augmented:
             continue
         certain = bool(constants) or _one_is_raw(train, made) or (len(train["shape"]) == 1 and (shift > 2 or ratio > 5))
         yield Finding(
@@ -789,13 +842,18 @@ def splits_normalised_differently(record: Record) -> Iterator[Finding]:
             expected="the same scaling",
             message="evaluation inputs are scaled differently from training inputs",
             location=_where(view),
-            hint="the transform of evaluation needs the Normalize of training, with the same constants",
+            hint="are red and blue exchanged in one of them? (OpenCV reads BGR)"
+            if not certain and _opposite(train, made)
+            else "the transform of evaluation needs the Normalize of training, with the same constants",
         )
         return
 
 
 def _difference(train: Json, other: Json) -> tuple[float, float]:
-    """Median over channels of the shift, in standard deviations, and of the ratio of standard deviations."""
+    """The shift, in standard deviations, and the ratio of standard deviations.
+
+    Of pictures the largest shift of a channel, for red and blue may be exchanged; of features the median.
+    """
     shifts, ratios = [], []
     rows = zip(train["mean"], train["std"], train["error"], other["mean"], other["std"], other["error"], strict=True)
     for mean, std, error, other_mean, other_std, other_error in rows:
@@ -803,7 +861,14 @@ def _difference(train: Json, other: Json) -> tuple[float, float]:
         noise = 3 * (error**2 + other_error**2) ** 0.5
         shifts.append(max(0.0, abs(mean - other_mean) - noise) / unit)
         ratios.append(unit / max(min(std, other_std), 1e-12) if unit > 1e-9 else 1.0)
-    return sorted(shifts)[len(shifts) // 2], sorted(ratios)[len(ratios) // 2]
+    shift = max(shifts) if len(train["shape"]) == 3 and len(shifts) <= 4 else sorted(shifts)[len(shifts) // 2]
+    return shift, sorted(ratios)[len(ratios) // 2]
+
+
+def _opposite(train: Json, other: Json) -> bool:
+    """Whether the first and the last of three channels moved in opposite directions."""
+    moved = [b - a for a, b in zip(train["mean"], other["mean"], strict=True)]
+    return len(moved) == 3 and moved[0] * moved[2] < 0 and abs(moved[1]) < min(abs(moved[0]), abs(moved[2])) / 2
 
 
 def _one_is_raw(train: Json, other: Json) -> bool:
@@ -845,19 +910,26 @@ def pixels_scrambled(record: Record) -> Iterator[Finding]:
     References: Karpathy 2019, "A Recipe for Training Neural Networks".
     """
     probe = _data(record)
-    made = _part(_part(probe, "stats"), "roughness")
-    ratio = made["unmixed"] / max(made["as_is"], 1e-12)
-    measured = f"neighbours differ {made['as_is']:.2f} sd as delivered, {made['unmixed']:.2f} sd if read as (H, W, C)"
-    if ratio < SCRAMBLED and made["n"] >= 4:
-        yield Finding(
-            measured=measured,
-            expected="smoother as delivered",
-            message="a (height, width, channel) picture was reshaped to (channel, height, width)",
-            location=_where(probe["train"]),
-            hint="permute(2, 0, 1) instead of view or reshape",
+    candidates = _part(probe, "stats").get("roughness") or []
+    judged = [made for made in (candidates if isinstance(candidates, list) else [candidates]) if "n" in made]
+    if not judged:
+        raise NotSeenError("no pictures with three channels were seen")
+    for made in judged:
+        measured = (
+            f"neighbours differ {made['as_is']:.2f} sd as delivered, {made['unmixed']:.2f} sd if read as (H, W, C)"
         )
-    else:
-        yield Finding(status=Status.PASS, measured=measured)
+        comb = made["comb"].values()
+        like_comb = made["n"] >= 32 and all(ratio < COMB_RATIO and errors < -COMB_ERRORS for ratio, errors in comb)
+        if like_comb or (made["n"] >= 4 and made["unmixed"] < SCRAMBLED * made["as_is"]):
+            yield Finding(
+                measured=measured + ("; alike again every third pixel" if like_comb else ""),
+                expected="smoother as delivered",
+                message="a (height, width, channel) picture was reshaped to (channel, height, width)",
+                location=_where(probe["train"]),
+                hint="permute(2, 0, 1) instead of view or reshape",
+            )
+            return
+    yield Finding(status=Status.PASS, measured=measured)
 
 
 # Labels
@@ -1068,11 +1140,13 @@ def augmentation_repeats(record: Record) -> Iterator[Finding]:
     seen = _part(probe, "augmentation")
     items = _part(seen, "train")
     if not items["varying"]:
-        if seen["run_changes_input"] and items["n"] >= SURE_ITEMS and not items["batch_varies"]:
+        active = list((probe.get("flags") or {}).get("active") or {})
+        repeats = bool(active) or seen["run_changes_input"]
+        if repeats and items["n"] >= SURE_ITEMS and not items["batch_varies"]:
             yield Finding(
                 measured=f"{items['n']} of {items['n']} train items equal under {items['seeds']} seeds",
                 expected="items that change with the seed",
-                message=f"{shortlist(seen['run'])} runs with the same draws for an item every time",
+                message=f"{shortlist(seen['run'] or active)} does the same to an item every time",
                 location=_where(probe["train"]),
                 hint="is a seed set in __getitem__?",
             )

@@ -136,6 +136,14 @@ def scaler_bypassed(record: Record) -> Iterator[Finding]:
     """
     calls = [e["call"] for e in _calls(record)]
     direct = [s for s in record.steps if not s["scaled"]]
+    if "step" in calls and "scale" not in calls and record.of("backward"):
+        yield Finding(
+            measured=f"{calls.count('step')} steps through the scaler, no scaled loss",
+            expected="scaler.scale(loss).backward()",
+            message="the scaler divides gradients by a scale that the loss was never multiplied with",
+            location=record.of("backward")[0]["loc"],
+            hint="scaler.scale(loss).backward()",
+        )
     if "scale" in calls and "step" not in calls and direct and "unscale_" not in calls:
         yield Finding(
             measured=f"{calls.count('scale')} scaled losses, {len(direct)} steps without the scaler",

@@ -306,9 +306,10 @@ def learning_rate_jumps(record: Record) -> Iterator[Finding]:
     if len(record.steps_of) > 1:
         raise NotSeenError("several optimizers")
     rates = record.learning_rates(record.main_optimizer or 0)
-    top = max(rates)
+    top, fallen = max(rates), False
     for n, (before, after) in enumerate(zip(rates, rates[1:], strict=False), start=1):
-        if after > JUMP * before and before > 0.01 * top and n > 1:
+        fallen = fallen or after < 0.999 * before
+        if after > JUMP * before and before > 0.01 * top and fallen:
             yield Finding(
                 measured=f"{before:.2g} to {after:.2g} at step {n + 1} of {len(rates)}",
                 expected="no jump",

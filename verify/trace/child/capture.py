@@ -183,7 +183,7 @@ def _probe_model(captured: Capture, session: Any) -> Any:
 
 def look_at_first_step(recorder: Any, info: Any) -> None:
     """Pictures of the first batches, before anything can have changed them."""
-    for role, entry in (("train", recorder.current.entry if recorder.current else None),):
+    for role, entry in (("train", recorder.current.entry if recorder.current is not None else None),):
         if entry and entry["batches"]:
             from .pictures import contact_sheet
 

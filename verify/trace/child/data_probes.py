@@ -53,6 +53,7 @@ RANDOM_NAME = re.compile(
     r"|HorizontalFlip|VerticalFlip|.*Augment)",
 )
 FLAG_NAME = re.compile(r"train|aug|random|jitter|flip", re.IGNORECASE)
+TRAIN_FLAG = re.compile(r"train", re.IGNORECASE)
 INNER_NAMES = ("dataset", "subset", "ds", "base", "base_dataset", "parent")
 TARGET_NAMES = ("targets", "labels", "train_labels", "y", "ys", "target", "label", "Y", "_labels", "_targets")
 INDEX_NAMES = ("indices", "indexes", "idx", "idxs", "index", "ids")
@@ -96,14 +97,14 @@ def _probe(capture: Any) -> Json:
     result["train"] = train.describe()
     result["evals"] = [view.describe() for view in evals]
     parts: list[tuple[str, Callable[[], Any]]] = [
-        ("overlap", lambda: _each(evals, lambda view: overlap(train, view, clock.until(1.5)))),
+        ("overlap", lambda: _each(evals, lambda view: overlap(train, view, clock.until(2.5)))),
         ("stats", lambda: stats(train, evals, capture)),
         ("class_maps", lambda: class_maps(train, evals)),
         ("labels", lambda: labels(train, evals)),
         ("learn", lambda: learn(train, evals, clock.until(1.5))),
         ("augmentation", lambda: augmentation(train, evals, clock)),
         ("workers", lambda: workers(train, result.get("augmentation") or {}, clock.until(2.0))),
-        ("flags", lambda: flags(train, evals, result.get("augmentation") or {}, clock.until(1.0))),
+        ("flags", lambda: flags(train, result.get("augmentation") or {}, clock.until(1.0))),
     ]
     for name, part in parts:
         result[name] = {"skipped": "out of time"} if clock.left() <= 0 else _attempt(part)
@@ -166,6 +167,7 @@ class View:
         self.sample: list[tuple[Any, Any]] = []  # (key, item)
         self.why_no_sample = ""
         self._batches: list[Any] | None = None
+        self._stored: tuple[tuple[str, list[Any]] | None] | None = None
         self.map_style = (
             self.dataset is not None
             and not isinstance(self.dataset, IterableDataset)
@@ -220,6 +222,12 @@ class View:
             raise Unavailable(self.why_no_sample)
         if len(self.sample) < min(count, len(self.keys)):
             raise Unavailable(f"only {len(self.sample)} items could be fetched in time")
+
+    def raw(self, until: float) -> tuple[str, list[Any]] | None:
+        """What is stored for each sample, see `_raw`; looked up once."""
+        if self._stored is None:
+            self._stored = (_raw(self, until),)
+        return self._stored[0]
 
     def collate(self, items: list[Any]) -> Any:
         """What the loader makes of items."""
@@ -385,10 +393,11 @@ def _as_tensor(value: Any) -> torch.Tensor | None:
     if hasattr(value, "tobytes") and hasattr(value, "getbands"):  # a picture of PIL
         value = numpy.asarray(value)
     if isinstance(value, (numpy.ndarray, numpy.generic)) and value.dtype.kind in "biuf":
-        value = numpy.ascontiguousarray(value)
+        value = numpy.asarray(value)
         if value.dtype.kind == "u" and value.dtype.itemsize > 1:
             value = value.astype("int64")
-        return torch.from_numpy(value.copy() if not value.flags.writeable else value)
+        readable = value.flags.writeable and all(stride >= 0 for stride in value.strides)
+        return torch.from_numpy(value if readable else value.copy())
     return None
 
 
@@ -452,6 +461,13 @@ def _seed_everything(seed: int, *, numpy_seed: int | None = None, python_seed: i
         numpy.random.seed(seed if numpy_seed is None else numpy_seed)
 
 
+def _random_state() -> list[Any]:
+    numpy = sys.modules.get("numpy")
+    drawn = numpy.random.get_state() if numpy is not None else None
+    parts = [_digest(torch.get_rng_state()), hash(random.getstate())]
+    return [*parts, (drawn[1].tobytes(), drawn[2])] if drawn is not None else parts
+
+
 def _next_epoch(chain: list[Any], epoch: int) -> None:
     """Tell datasets that derive their randomness from the epoch that another one has begun."""
     for dataset in chain:
@@ -502,12 +518,15 @@ def variation(view: View, until: float) -> Json:
     varying: list[Any] = []
     fetched = 0
     changed_seed: list[bool] = []
+    draws = 0
     for key in keys:
         digests = []
         for seed in SEEDS:
             _next_epoch(view.chain, seed)
             _seed_everything(1000 * seed + fetched)  # one coin an item, not one for all of them
+            before = _random_state()
             digests.append(_item_digest(view.dataset[key]))
+        draws += _random_state() != before
         fetched += 1
         changed_seed.append(digests[0] != digests[1])
         if len(set(digests)) > 1:
@@ -519,6 +538,7 @@ def variation(view: View, until: float) -> Json:
         "seeds": len(SEEDS),
         "varying": len(varying),
         "differ_once": sum(changed_seed),
+        "draws": draws,
         "batch_varies": False,
         "generators": _generators(view, varying[:8], until) if varying else [],
     }
@@ -565,7 +585,8 @@ def _looks_random(cls: type) -> bool:
         return False
     if issubclass(cls, (torch.utils.data.Dataset, torch.utils.data.Sampler)):
         return False
-    return bool(RANDOM_NAME.match(cls.__name__)) and callable(getattr(cls, "__call__", None))  # noqa: B004
+    is_callable = any("__call__" in vars(kind) for kind in cls.__mro__)
+    return bool(RANDOM_NAME.match(cls.__name__)) and is_callable
 
 
 def _is_project(cls: type) -> bool:
@@ -669,23 +690,33 @@ class TransformWatcher:
             undo()
 
 
-def flags(train: View, evals: list[View], seen: Json, until: float) -> Json:
-    """Whether a switch of the shared dataset (`augment`, `train`) brings randomness back that the train items lack."""
+def flags(train: View, seen: Json, until: float) -> Json:
+    """What switches of the training dataset (`augment`, `train`) do when its items are constant.
+
+    `switches`: those that bring randomness back when they are turned. `active`: those that are on, say that they
+    augment, and change the items when they are turned off.
+    """
     items = seen.get("train") or {}
-    if not seen.get("shared") or items.get("varying") or not items.get("n"):
-        raise Unavailable("no shared dataset whose train items are constant")
-    found: dict[str, int] = {}
+    if items.get("varying") or not items.get("n"):
+        raise Unavailable("the training items are random")
+    switches: dict[str, int] = {}
+    active: dict[str, int] = {}
     for dataset in train.chain:
         for name, value in _attributes(dataset).items():
-            if not isinstance(value, bool) or not FLAG_NAME.search(name):
+            if not isinstance(value, bool) or not FLAG_NAME.search(name) or time.monotonic() > until:
                 continue
             with contextlib.suppress(Exception):
                 setattr(dataset, name, not value)
-                found[name] = variation(train, until)["varying"]
+                switches[name] = variation(train, until)["varying"]
+                if value and not TRAIN_FLAG.search(name):
+                    active[name] = sum(
+                        _item_digest(train.dataset[key]) != _item_digest(item) for key, item in train.sample[:10]
+                    )
             setattr(dataset, name, value)
-            if time.monotonic() > until:
-                return {"switches": found}
-    return {"switches": {name: count for name, count in found.items() if count}}
+    return {
+        "switches": {name: count for name, count in switches.items() if count},
+        "active": {name: count for name, count in active.items() if count >= 3 and not switches[name]},
+    }
 
 
 # WORK: what workers draw
@@ -785,7 +816,7 @@ def overlap(train: View, other: View, until: float) -> Json:
         mine, theirs = set(train.positions), set(other.positions)
         common = len(mine & theirs)
         return {"method": "index", "n": len(theirs), "common": common, "share": common / max(1, len(theirs))}
-    ours, theirs_raw = _raw(train), _raw(other)
+    ours, theirs_raw = train.raw(until), other.raw(until)
     if ours and theirs_raw and ours[0] == theirs_raw[0]:
         result = _common(ours[1], theirs_raw[1], method=ours[0].split(" ")[0])
         if ours[0] == "files" and not result["common"] and time.monotonic() < until:
@@ -816,7 +847,7 @@ def _unique(values: list[Any]) -> set[Any]:
     return once - twice
 
 
-def _raw(view: View) -> tuple[str, list[Any]] | None:
+def _raw(view: View, until: float) -> tuple[str, list[Any]] | None:
     """What is stored for each sample of a loader, before transforms: (kind, one hashable value a sample)."""
     if view.positions is None or view.base is None:
         return None
@@ -839,7 +870,7 @@ def _raw(view: View) -> tuple[str, list[Any]] | None:
         tensor = _as_tensor(value)
         if tensor is None:
             return None
-        return kind, _row_hashes(tensor, positions)
+        return kind, _row_hashes(tensor, positions, until)
     if len(positions) > 100_000:
         return None
     hashes = [_stored_digest(value[position]) for position in positions]
@@ -895,13 +926,15 @@ def _stored_digest(value: Any) -> str | None:
     return _digest(tensor) if tensor is not None else None
 
 
-def _row_hashes(rows: torch.Tensor, positions: Sequence[int]) -> list[int]:
+def _row_hashes(rows: torch.Tensor, positions: Sequence[int], until: float) -> list[int]:
     """A 63-bit hash of each row (N, ...) at `positions`, computed a block of rows at a time."""
     everything = isinstance(positions, range) and len(positions) == len(rows)
     hashes = []
     weights: torch.Tensor | None = None
     for start in range(0, len(positions), 4096):
         end = start + 4096
+        if time.monotonic() > until:
+            raise Unavailable("too many samples to compare in time")
         block = rows[start:end] if everything else rows[torch.as_tensor(list(positions[start:end]))]
         flat = block.reshape(len(block), -1).contiguous().view(torch.uint8)
         if flat.shape[1] % 8:
@@ -1003,8 +1036,9 @@ def stats(train: View, evals: list[View], capture: Any) -> Json:
         "eval_normalize": _each(evals, _normalizers),
         **_model_stats(capture),
     }
-    if capture.image_like and result["roughness"].get("skipped"):
-        result["roughness"] = _attempt(lambda: _roughness(_rows(train)))
+    if capture.image_like:
+        loaded = _each([*evals, train], lambda view: _roughness(_rows(view)))
+        result["roughness"] = [result["roughness"], *loaded]
     return result
 
 
@@ -1127,19 +1161,41 @@ def _model_input(capture: Any) -> torch.Tensor:
 
 
 def _roughness(rows: torch.Tensor) -> Json:
-    """Mean difference of neighbouring pixels, as the pictures are and as they would be if C and W had been mixed up."""
-    rows = rows[:64]
-    if rows.ndim != 4 or rows.shape[1] not in (3, 4) or min(rows.shape[2:]) < 8:
-        raise Unavailable("needs pictures with 3 or 4 channels")
+    """Whether (N, 3, H, W) pictures look like (N, H, W, 3) memory: neighbours that are alike only three steps apart.
+
+    `as_is` and `unmixed` are mean differences of neighbouring pixels, as delivered and read as (H, W, C). `comb` has,
+    for both directions, the mean difference over 3 and 6 steps relative to 2, 4, 5 and 7 steps, and its distance from 1 in
+    standard errors.
+    """
+    rows = rows[:128]
+    if rows.ndim != 4 or rows.shape[1] != 3 or min(rows.shape[2:]) < 12:
+        raise Unavailable("needs pictures with 3 channels")
     count, channels, height, width = rows.shape
     unmixed = rows.reshape(count, height, width, channels).permute(0, 3, 1, 2)
-    return {"n": count, "as_is": _neighbour_difference(rows), "unmixed": _neighbour_difference(unmixed)}
+    return {
+        "n": count,
+        "as_is": _neighbour_difference(rows),
+        "unmixed": _neighbour_difference(unmixed),
+        "comb": {"across": _comb(rows), "down": _comb(rows.transpose(2, 3))},
+    }
 
 
 def _neighbour_difference(pictures: torch.Tensor) -> float:
     across = (pictures[..., 1:] - pictures[..., :-1]).abs().mean()
     down = (pictures[..., 1:, :] - pictures[..., :-1, :]).abs().mean()
     return ((across + down) / pictures.std().clamp_min(1e-12)).item()
+
+
+def _comb(pictures: torch.Tensor) -> list[float]:
+    def difference(step: int) -> torch.Tensor:
+        return (pictures[..., step:] - pictures[..., :-step]).abs().mean(dim=(1, 2, 3))
+
+    on = (difference(3) + difference(6)) / 2
+    off = (difference(2) + difference(4) + difference(5) + difference(7)) / 4
+    gap = on - off
+    error = gap.std() / len(gap) ** 0.5 if len(gap) > 1 else gap.abs().sum()
+    ratio = on.mean() / off.mean().clamp_min(1e-12)
+    return [round(ratio.item(), 4), round((gap.mean() / error.clamp_min(1e-12)).item(), 2)]
 
 
 # LABEL and LEARN: what the targets say
@@ -1262,7 +1318,9 @@ def learn(train: View, evals: list[View], until: float) -> Json:
     if not candidates:
         raise Unavailable("needs a validation split")
     other = candidates[0]
-    ours, theirs = _features(train, until), _features(other, until)
+    with _transforms_of(other, train):
+        ours = _features(train, until)
+    theirs = _features(other, until)
     count = min(len(ours[1]), len(theirs[1]))
     if count < 60:
         raise Unavailable("too few samples with a class number")
@@ -1279,6 +1337,25 @@ def learn(train: View, evals: list[View], until: float) -> Json:
         result["across"] = _agreement(theirs[1], predicted)
         result["mapping"] = _relabelling(predicted, theirs[1])
     return result
+
+
+@contextlib.contextmanager
+def _transforms_of(source: View, target: View) -> Iterator[None]:
+    """Lend the transforms of one split to the datasets of another, so that its items come without augmentation."""
+    lent = []
+    theirs = {name: value for dataset in reversed(source.chain) for name, value in _attributes(dataset).items()}
+    for dataset in target.chain:
+        for name, value in _attributes(dataset).items():
+            is_switch = isinstance(value, bool) and isinstance(theirs.get(name), bool) and FLAG_NAME.search(name)
+            if name in theirs and theirs[name] is not value and ("transform" in name or is_switch):
+                with contextlib.suppress(Exception):
+                    setattr(dataset, name, theirs[name])
+                    lent.append((dataset, name, value))
+    try:
+        yield
+    finally:
+        for dataset, name, value in lent:
+            setattr(dataset, name, value)
 
 
 def _features(view: View, until: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -495,7 +495,7 @@ class Recorder:
             **fields,
             trained=trained,
             step=self.step,
-            iteration=self.current.iteration if self.current else None,
+            iteration=self.current.iteration if self.current is not None else None,
             losses=losses[:4],
             reductions=[loss.get("reduction") for loss in one.losses][:4],
             **right,
@@ -509,6 +509,19 @@ class Recorder:
         if self.fast:
             return None
         self.check_time()
+        seen = self._before_backward(root)
+        start = time.monotonic()
+        self.backward_depth += 1
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            self.backward_depth -= 1
+        self.worked += time.monotonic() - start
+        self._after_backward(seen or {})
+        return result
+
+    @quiet
+    def _before_backward(self, root: Any) -> dict[str, Any]:
         tensor = root if isinstance(root, Tensor) else next(iter(root), None)
         value = tensor.detach().item() if isinstance(tensor, Tensor) and tensor.numel() == 1 else None
         chain = self._chain(tensor)
@@ -522,18 +535,20 @@ class Recorder:
         self.flush_passes(trained=True)
         if self.snapshot is None:
             self._take_snapshot()
-        used = self.last_loss
+        used, self.last_loss = self.last_loss, {}
         last = used.get("value")
-        ratio = None
-        if isinstance(last, (int, float)) and value is not None and last:
-            ratio = value / last
-        start = time.monotonic()
-        self.backward_depth += 1
-        try:
-            result = call(*args, **kwargs)
-        finally:
-            self.backward_depth -= 1
-        self.worked += time.monotonic() - start
+        ratio = value / last if isinstance(last, (int, float)) and value is not None and last else None
+        return {
+            "fn": used.get("fn"),
+            "reduction": used.get("reduction"),
+            "value": None if value is None else finite(value),
+            "ratio": None if ratio is None else finite(round(ratio, 6)),
+            "chain": chain,
+            "stale": stale,
+        }
+
+    @quiet
+    def _after_backward(self, seen: dict[str, Any]) -> None:
         for info in self.optimizers.values():
             info.backwards += 1
             info.backwards_since_clear += 1
@@ -542,20 +557,13 @@ class Recorder:
             self.current.counts["backwards"] += 1
             self.train_loader_ids.add(id(self.current.loader))
         self.fresh_eval = self.session.talking = False
-        self.last_loss = {}
         self.emit(
             "backward",
-            fn=used.get("fn"),
-            reduction=used.get("reduction"),
-            value=None if value is None else finite(value),
-            ratio=None if ratio is None else finite(round(ratio, 6)),
-            chain=chain,
-            stale=stale,
+            **seen,
             step=self.step,
-            iteration=self.current.iteration if self.current else None,
+            iteration=self.current.iteration if self.current is not None else None,
             loc=self.here(),
         )
-        return result
 
     def _chain(self, tensor: Any) -> list[str]:
         """Names of the operations between the loss function and what `backward` is called on."""
@@ -659,8 +667,8 @@ class Recorder:
             scaled=self.in_scaler_step,
             nested=self.step_depth > 0,
             fast=self.fast,
-            iteration=self.current.iteration if self.current else None,
-            epoch=self.current.entry["passes"] - 1 if self.current else None,
+            iteration=self.current.iteration if self.current is not None else None,
+            epoch=self.current.entry["passes"] - 1 if self.current is not None else None,
             loc=self.here(),
             **info.pending,
         )

@@ -346,7 +346,7 @@ def _note_schedule(recorder: Recorder, scheduler: Any, args: tuple, options: dic
         lrs=[float(group["lr"]) for group in scheduler.optimizer.param_groups][:8],
         step=recorder.step,
         epoch=recorder.train_epochs,
-        iteration=recorder.current.iteration if recorder.current else None,
+        iteration=recorder.current.iteration if recorder.current is not None else None,
         loc=recorder.here(),
     )
     recorder.look_at_frames("sched")
@@ -421,7 +421,7 @@ def _note_clip(recorder: Recorder, name: str, args: tuple, options: dict, result
         backwards=backwards,
         tensors=len(tensors),
         step=recorder.step,
-        iteration=recorder.current.iteration if recorder.current else None,
+        iteration=recorder.current.iteration if recorder.current is not None else None,
         loc=recorder.here(),
     )
 
@@ -436,7 +436,15 @@ def _hook_amp(recorder: Recorder) -> None:
         def method(scaler: Any, *args: Any, **options: Any) -> Any:
             if not _active(recorder):
                 return original(scaler, *args, **options)
-            recorder.emit("scaler", call=name, step=recorder.step, enabled=scaler.is_enabled(), loc=recorder.here())
+            factor = scaler.get_scale() if name == "scale" and scaler.is_enabled() and recorder.step < 10 else None
+            recorder.emit(
+                "scaler",
+                call=name,
+                step=recorder.step,
+                enabled=scaler.is_enabled(),
+                factor=factor,
+                loc=recorder.here(),
+            )
             if name == "step":
                 recorder.in_scaler_step = True
                 if recorder.fast and scaler.is_enabled():

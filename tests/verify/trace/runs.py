@@ -1,0 +1,48 @@
+"""What the tests of watching share: a quick cut, and a small script that trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from verify.trace.launch import DEFAULT, Cut, watch
+from verify.trace.record import Record
+
+# Neither probes nor a second start: what is tested is the first run.
+PLAIN: Cut = replace(DEFAULT, probe_seconds=0.0, resume=False, timeout=90.0)
+
+TRAIN = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+x = torch.randn(64, 4)
+y = (x[:, 0] > 0).long()
+model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16, shuffle=True)
+
+
+def train(epochs=2):
+    for epoch in range(epochs):
+        for a, b in loader:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(a), b)
+            loss.backward()
+            optimizer.step()
+
+"""
+
+
+def write(folder: Path, text: str, name: str = "train.py") -> Path:
+    """A file of a project."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def watched(folder: Path, text: str, *arguments: str, cut: Cut = PLAIN) -> Record:
+    """The record of a script, which is written into a folder and watched there."""
+    write(folder, text)
+    return watch(["python", "train.py", *arguments], folder=folder, cut=cut)

@@ -1,0 +1,141 @@
+"""Recording changes no number, and the time-lapse keeps the shape of a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.verify.trace.runs import PLAIN, watched
+from verify.trace.record import Record
+
+# Every loader is shorter than the cut, so that watched and plain runs see the same batches.
+SAME_NUMBERS = '''
+import random
+import numpy
+import torch
+from torch import nn
+from torch.utils.data import (BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler,
+                              TensorDataset, WeightedRandomSampler, get_worker_info)
+
+
+class Draws(Dataset):
+    """Draws from every generator that there is, and from two of its own."""
+
+    def __init__(self):
+        self.own, self.private, self.calls = numpy.random.default_rng(5), random.Random(7), 0
+        self.tensors = torch.Generator().manual_seed(9)
+
+    def __len__(self):
+        return 13
+
+    def __getitem__(self, index):
+        self.calls += 1
+        noise = torch.randn(4) + torch.tensor([random.random(), numpy.random.rand(), self.own.random(), index])
+        noise[0] += self.private.random() + torch.rand(1, generator=self.tensors).item() + self.calls
+        return noise.float(), index % 2
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        info = get_worker_info()
+        start, step = (info.id, info.num_workers) if info else (0, 1)
+        for number in range(start, 11, step):
+            yield torch.randn(4) + number, number % 2
+
+
+class Range(IterableDataset):
+    """As in PyTorch's own example: worker_init_fn gives each worker its part."""
+
+    def __init__(self, start, end):
+        self.start, self.end = start, end
+
+    def __iter__(self):
+        return iter([(torch.full((4,), float(n)), n % 2) for n in range(self.start, self.end)])
+
+
+def part(worker):
+    info = get_worker_info()
+    size = -(-(info.dataset.end - info.dataset.start) // info.num_workers)
+    start = info.dataset.start + worker * size
+    info.dataset.start, info.dataset.end = start, min(start + size, info.dataset.end)
+
+
+def seed(worker):
+    numpy.random.seed(torch.initial_seed() % 2**32)
+    random.seed(worker)
+
+
+class Lazy(torch.utils.data.Sampler):
+    """Draws from the global generator, one index at a time."""
+
+    def __iter__(self):
+        for _ in range(12):
+            yield int(torch.randint(0, 13, ()))
+
+    def __len__(self):
+        return 12
+
+
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+plain = TensorDataset(torch.randn(13, 4), torch.randint(0, 2, (13,)))
+
+
+def run(name, loader, epochs=2):
+    random.seed(1), numpy.random.seed(1), torch.manual_seed(1)
+    for epoch in range(epochs):
+        for step, (x, y) in enumerate(loader):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            print("LOSS", name, epoch, step, repr(loss.item()), len(loader) if name != "stream" else "")
+    print("LOSS", name, "after", repr(torch.rand(1).item()), repr(random.random()), repr(numpy.random.rand()))
+
+
+if __name__ == "__main__":
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.arange(1.0, 14.0)
+    run("plain", DataLoader(plain, batch_size=4, shuffle=True))
+    run("drop_last", DataLoader(plain, batch_size=4, shuffle=True, drop_last=True))
+    run("no_workers", DataLoader(Draws(), batch_size=4, shuffle=True))
+    run("generator", DataLoader(Draws(), batch_size=4, shuffle=True, generator=generator))
+    run("sampler", DataLoader(plain, batch_size=4, sampler=RandomSampler(plain, generator=generator)))
+    run("replacement", DataLoader(plain, batch_size=4, sampler=RandomSampler(plain, replacement=True, num_samples=9)))
+    run("weighted", DataLoader(plain, batch_size=4, sampler=WeightedRandomSampler(weights, 13)))
+    run("batch_sampler", DataLoader(plain, batch_sampler=BatchSampler(RandomSampler(plain), 4, False)))
+    run("workers", DataLoader(Draws(), batch_size=4, shuffle=True, num_workers=2), 3)
+    run("worker_init", DataLoader(Draws(), batch_size=4, shuffle=True, num_workers=2, worker_init_fn=seed))
+    run("persistent", DataLoader(Draws(), batch_size=4, num_workers=2, persistent_workers=True, shuffle=True), 3)
+    run("lazy", DataLoader(Draws(), batch_size=3, sampler=Lazy(), num_workers=2))
+    run("stream", DataLoader(Stream(), batch_size=3, num_workers=2))
+    run("range", DataLoader(Range(0, 11), batch_size=3, num_workers=2, worker_init_fn=part))
+'''
+
+
+def losses(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.startswith("LOSS")]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> tuple[list[str], list[str], Record]:
+    folder = tmp_path_factory.mktemp("same")
+    record = watched(folder, SAME_NUMBERS)
+    plain = subprocess.run([sys.executable, "train.py"], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert plain.returncode == 0, plain.stderr
+    return losses(plain.stdout), losses(record.run["log"]), record
+
+
+def test_recording_changes_no_number(both):
+    plain, watched_, record = both
+    kinds = dict.fromkeys(line.split()[1] for line in plain)
+    differ = [k for k in kinds if [p for p in plain if p.split()[1] == k] != [w for w in watched_ if w.split()[1] == k]]
+    assert record.run["code"] == 0
+    assert not differ
+    assert len(kinds) == 14
+    assert plain == watched_
