@@ -42,8 +42,9 @@ def best_kept_by_reference(record: Record) -> Iterator[Finding]:
     Right: `best = copy.deepcopy(model.state_dict())`
     """
     for event in record.of("weights_loaded"):
-        if event["aliased"] >= 0.5 * event["own"] and event["made_at"] is not None and event["made_at"] < event["step"]:
-            yield _by_reference(event["made_at"], event["step"], "loaded back", event["loc"])
+        if event["own"] and event["aliased"] >= 0.5 * event["own"]:
+            made = event["made_at"] if event["made_at"] is not None else "some step"
+            yield _by_reference(made, event["step"], "loaded back", event["loc"])
             return
     for event in record.of("save"):
         for _, weights in weights_in(event["content"]):
@@ -58,7 +59,7 @@ def best_kept_by_reference(record: Record) -> Iterator[Finding]:
         raise NotSeenError("no weights were saved or loaded")
 
 
-def _by_reference(made: int, now: int, what: str, place: str) -> Finding:
+def _by_reference(made: int | str, now: int, what: str, place: str) -> Finding:
     return Finding(
         measured=f"a state dict of step {made}, {what} at step {now}, holds the weights of step {now}",
         expected=f"the weights of step {made}",

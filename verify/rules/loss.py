@@ -11,6 +11,7 @@ from verify.trace.record import Event, NotSeenError, Record
 CLASSIFICATION = ("cross_entropy", "nll_loss")
 ELEMENTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy")
 ENOUGH = 2
+WIDER = 1.5
 MOST = 0.8
 
 
@@ -77,6 +78,26 @@ def loss_pairing(record: Record) -> Iterator[Finding]:
             message=f"nll_loss gets {kind}; it only picks a number, so there is no minimum to find",
             location=nll[0]["loc"],
             hint="F.cross_entropy on the logits, or F.log_softmax before F.nll_loss",
+        )
+    single = [e for e in described if e["fn"] == "cross_entropy" and e["input"]["shape"][1:2] == [1]]
+    if single:
+        yield Finding(
+            measured=f"cross_entropy of {tuple(single[0]['input']['shape'])}",
+            expected="two or more classes",
+            message="with a single logit cross entropy is always 0 and has no gradient",
+            location=single[0]["loc"],
+            hint="F.binary_cross_entropy_with_logits for one logit",
+        )
+    plain = [e for e in described if e["fn"] == "binary_cross_entropy"]
+    cut = [e for e in plain if e["input"].get("zeros", 0) > 0.05 and e["input"]["min"] == 0]
+    if len(cut) >= ENOUGH and len(cut) > len(plain) / 2:
+        yield Finding(
+            status=Status.WARN,
+            measured=f"{cut[0]['input']['zeros']:.0%} of the inputs exactly 0",
+            expected="probabilities from a sigmoid",
+            message="binary_cross_entropy gets clamped values; where the clamp acts there is no gradient",
+            location=cut[0]["loc"],
+            hint="F.binary_cross_entropy_with_logits on the logits",
         )
     bce = [e for e in described if e["fn"] == "binary_cross_entropy_with_logits"]
     inside = [e for e in bce if e["input"]["min"] >= 0 and e["input"]["max"] <= 1]
@@ -162,9 +183,12 @@ def loss_cut_from_graph(record: Record) -> Iterator[Finding]:
         yield Finding(
             measured=f"no gradient at any of {len(steps)} steps",
             expected="gradients",
-            message="backward reaches no parameter of the optimizer",
+            message="backward reaches no parameter of the optimizer"
+            if all(s["grads"] == "none" for s in empty)
+            else "every gradient is exactly zero: the output is saturated, dead, or does not matter to the loss",
             location=record.of("backward")[0]["loc"],
-            hint="look for .detach(), .data, .item() or torch.tensor(...) between the model and backward",
+            hint="look for .detach(), .data, .item() or torch.tensor(...) between the model and backward, "
+            "and for a bounded or clamped output",
         )
 
 
@@ -285,24 +309,28 @@ def logits_wider_than_labels(record: Record) -> Iterator[Finding]:
 
     Why it matters: most often the head of another data set was left in place; the loss starts at ln 1000 instead of
     ln 10, and parameters are wasted.
-    Found by: at least twice as many logits as the largest label needs, over at least 100 labels.
+    Found by: half as many logits again as the largest label needs, over at least 100 labels.
     Not an error: a few unused classes.
     """
-    events = _described(record, *CLASSIFICATION)
-    plain = [e for e in events if not e["target"]["float"] and "max" in e["target"] and len(e["input"]["shape"]) >= 2]
-    seen = sum(e["n"] for e in plain)
-    if not plain or seen < 100:
+    places: dict[str, list[Event]] = {}
+    for event in _described(record, *CLASSIFICATION):
+        if not event["target"]["float"] and "max" in event["target"] and len(event["input"]["shape"]) >= 2:
+            places.setdefault(event["loc"], []).append(event)
+    enough = {place: found for place, found in places.items() if sum(e["n"] for e in found) >= 100}
+    if not enough:
         raise NotSeenError("too few labels were seen")
-    widths = {e["input"]["shape"][1] for e in plain}
-    most = max(e["target"]["max"] for e in plain)
-    if len(widths) == 1 and min(widths) >= 2 * (most + 1) and min(widths) > 2:
-        yield Finding(
-            measured=f"{min(widths)} logits, labels up to {most}",
-            expected=f"{most + 1} logits",
-            message="the head is wider than the labels need",
-            location=plain[0]["loc"],
-            hint=f"num_classes={most + 1}",
-        )
+    for place, found in enough.items():
+        widths, most = {e["input"]["shape"][1] for e in found}, max(e["target"]["max"] for e in found)
+        seen = sum(e["n"] for e in found)
+        if len(widths) == 1 and min(widths) >= WIDER * (most + 1) and min(widths) > 2 and seen > 20 * (most + 1):
+            yield Finding(
+                measured=f"{min(widths)} logits, labels up to {most}",
+                expected=f"{most + 1} logits",
+                message="the head is wider than the labels need",
+                location=place,
+                hint=f"num_classes={most + 1}",
+            )
+            return
 
 
 @rule("LOS912", severity=Status.WARN, subject=Subject.RUN)

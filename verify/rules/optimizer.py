@@ -91,6 +91,18 @@ def nothing_trainable(record: Record) -> Iterator[Finding]:
                 hint="unfreeze what is to be trained before the optimizer is built",
             )
             return
+    never_loaded = {name for e in record.of("weights_loaded") for name in e["missing"]}
+    left = [r["name"] for r in record.parameters if r["name"] in never_loaded and not r["trainable"]]
+    if left and record.steps:
+        yield Finding(
+            status=Status.WARN,
+            measured=f"{plural(len(left), 'tensor')} frozen that no checkpoint filled",
+            expected="new layers are trained",
+            message="layers with random weights are frozen",
+            location=shortlist(left),
+            hint="freeze what was loaded, and train what is new",
+        )
+        return
     frozen = [r for r in record.parameters if not r["trainable"] and not r["was_trainable"] and r["opts"]]
     numel = sum(math.prod(r["shape"]) for r in record.parameters)
     share = sum(math.prod(r["shape"]) for r in frozen) / max(1, numel)

@@ -52,6 +52,8 @@ def _planned_calls(record: Record, number: int) -> tuple[float, float]:
     if unit == "epoch":
         return epochs, epochs
     first, calls = record.epochs[0], _calls(record, number)
+    if first.length is None:
+        raise NotSeenError("nobody knows how many batches an epoch has")
     within = sum(first.begin <= c["i"] < record.epochs[1].begin for c in calls)
     whole = within * (first.length or first.counts["batches"]) / max(1, first.counts["batches"])
     return epochs * within, epochs * whole

@@ -378,7 +378,7 @@ def _primary_events(folder: Path) -> list[dict[str, Any]]:
         events = _read(file)
         pid = file.stem.removeprefix("events-")
         events += _read(folder / f"probes-{pid}.jsonl")
-        if (folder / f"probing-{pid}").exists():
+        if any(folder.glob(f"probing-{pid}-*")):
             events.append({"kind": "probe", "name": "all", "skipped": "the probes took too long"})
         weight = sum(event["kind"] in ("step", "backward", "pass") for event in events)
         found.append((weight, len(events), events))

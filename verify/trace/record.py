@@ -192,13 +192,12 @@ class Record:
         Raises:
             NotSeenError: it was not made; the text says why.
         """
-        for event in self.of("probe"):
-            if event["name"] in (name, "all"):
-                if event.get("skipped"):
-                    raise NotSeenError(event["skipped"])
+        made = [event for event in self.of("probe") if event["name"] in (name, "all")]
+        for event in reversed(made):
+            if "result" in event:
                 result: dict[str, Any] = event["result"]
                 return result
-        raise NotSeenError("the run ended before its objects could be probed")
+        raise NotSeenError(made[-1]["skipped"] if made else "the run ended before its objects could be probed")
 
     # -- training --------------------------------------------------------------------------------------------------
 

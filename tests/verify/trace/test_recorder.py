@@ -14,6 +14,7 @@ from verify.trace.record import Record
 # Every loader is shorter than the cut, so that watched and plain runs see the same batches.
 SAME_NUMBERS = '''
 import random
+import sys
 import numpy
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ class Draws(Dataset):
         self.tensors = torch.Generator().manual_seed(9)
 
     def __len__(self):
-        return 13
+        return 14
 
     def __getitem__(self, index):
         self.calls += 1
@@ -73,7 +74,7 @@ class Lazy(torch.utils.data.Sampler):
 
     def __iter__(self):
         for _ in range(12):
-            yield int(torch.randint(0, 13, ()))
+            yield int(torch.randint(0, 14, ()))
 
     def __len__(self):
         return 12
@@ -82,7 +83,7 @@ class Lazy(torch.utils.data.Sampler):
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 2))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-plain = TensorDataset(torch.randn(13, 4), torch.randint(0, 2, (13,)))
+plain = TensorDataset(torch.randn(14, 4), torch.randint(0, 2, (14,)))
 
 
 def run(name, loader, epochs=2):
@@ -94,20 +95,21 @@ def run(name, loader, epochs=2):
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            print("LOSS", name, epoch, step, repr(loss.item()), len(loader) if name != "stream" else "")
-    print("LOSS", name, "after", repr(torch.rand(1).item()), repr(random.random()), repr(numpy.random.rand()))
+            print(name, epoch, step, repr(loss.item()), len(loader) if name not in ("stream", "range") else "", file=said)
+    print(name, "after", repr(torch.rand(1).item()), repr(random.random()), repr(numpy.random.rand()), file=said)
 
 
 if __name__ == "__main__":
+    said = open(sys.argv[1], "w")
     generator = torch.Generator().manual_seed(3)
-    weights = torch.arange(1.0, 14.0)
+    weights = torch.arange(1.0, 15.0)
     run("plain", DataLoader(plain, batch_size=4, shuffle=True))
     run("drop_last", DataLoader(plain, batch_size=4, shuffle=True, drop_last=True))
     run("no_workers", DataLoader(Draws(), batch_size=4, shuffle=True))
     run("generator", DataLoader(Draws(), batch_size=4, shuffle=True, generator=generator))
     run("sampler", DataLoader(plain, batch_size=4, sampler=RandomSampler(plain, generator=generator)))
-    run("replacement", DataLoader(plain, batch_size=4, sampler=RandomSampler(plain, replacement=True, num_samples=9)))
-    run("weighted", DataLoader(plain, batch_size=4, sampler=WeightedRandomSampler(weights, 13)))
+    run("replacement", DataLoader(plain, batch_size=4, sampler=RandomSampler(plain, replacement=True, num_samples=10)))
+    run("weighted", DataLoader(plain, batch_size=4, sampler=WeightedRandomSampler(weights, 14)))
     run("batch_sampler", DataLoader(plain, batch_sampler=BatchSampler(RandomSampler(plain), 4, False)))
     run("workers", DataLoader(Draws(), batch_size=4, shuffle=True, num_workers=2), 3)
     run("worker_init", DataLoader(Draws(), batch_size=4, shuffle=True, num_workers=2, worker_init_fn=seed))
@@ -118,24 +120,27 @@ if __name__ == "__main__":
 '''
 
 
-def losses(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.startswith("LOSS")]
-
-
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> tuple[list[str], list[str], Record]:
-    folder = tmp_path_factory.mktemp("same")
-    record = watched(folder, SAME_NUMBERS)
-    plain = subprocess.run([sys.executable, "train.py"], cwd=folder, capture_output=True, text=True, timeout=120)
-    assert plain.returncode == 0, plain.stderr
-    return losses(plain.stdout), losses(record.run["log"]), record
+    """The lines that a script writes when it is run as it is, and when it is watched; a free folder holds them."""
+    folder, results = tmp_path_factory.mktemp("same"), tmp_path_factory.mktemp("results")
+    record = watched(folder, SAME_NUMBERS, str(results / "watched"))
+    plain = subprocess.run([sys.executable, "train.py", str(results / "plain")], cwd=folder, timeout=120)
+    assert plain.returncode == record.run["code"] == 0, record.run["log"]
+    return (results / "plain").read_text().splitlines(), (results / "watched").read_text().splitlines(), record
 
 
 def test_recording_changes_no_number(both):
-    plain, watched_, record = both
-    kinds = dict.fromkeys(line.split()[1] for line in plain)
-    differ = [k for k in kinds if [p for p in plain if p.split()[1] == k] != [w for w in watched_ if w.split()[1] == k]]
-    assert record.run["code"] == 0
-    assert not differ
-    assert len(kinds) == 14
-    assert plain == watched_
+    plain, seen, _ = both
+    of = {name: [line for line in plain if line.startswith(name + " ")] for name in {line.split()[0] for line in plain}}
+    assert len(of) == 14
+    assert [name for name, lines in of.items() if lines != [s for s in seen if s.startswith(name + " ")]] == []
+    assert seen == plain
+
+
+def test_the_recorder_saw_it_all_without_an_error_of_its_own(both):
+    plain, _, record = both
+    steps = sum("after" not in line for line in plain)
+    assert not record.of("recorder_error", "crash")
+    assert len(record.of("step")) == len(record.of("backward")) == len(record.of("loss")) == steps
+    assert len(record.loaders) == 14

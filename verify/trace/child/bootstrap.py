@@ -181,6 +181,7 @@ def _at_exit(session: Session) -> None:
         return
     if session.recorder:
         session.recorder.finish()
+        session.recorder.release()
     session.writer.flush()
 
 

@@ -66,6 +66,7 @@ def make(recorder: Any) -> Capture:
     """Collect the live objects."""
     one = recorder.last_trained
     train, evals = None, []
+    last = recorder._train_loader()
     for entry in recorder.loaders.values():
         if not entry["passes"]:
             continue
@@ -74,7 +75,7 @@ def make(recorder: Any) -> Capture:
             loader, loader.dataset, f"loader {entry['id']}", entry["loc"], entry["batches"], settings(loader)
         )
         if id(loader) in recorder.train_loader_ids:
-            train = train or use
+            train = use if entry["id"] == last else train
         else:
             evals.append(use)
     inputs = one.model_input if one else None
@@ -126,7 +127,7 @@ def _probe(recorder: Any) -> None:
     recorder.is_probing = True
     session = recorder.session
     folder = session.settings["folder"]
-    marker = os.path.join(folder, f"probing-{session.writer.pid}")
+    marker = os.path.join(folder, f"probing-{session.writer.pid}-{recorder.captures}")
     with open(marker, "w") as file:
         file.write(str(os.getpid()))
     null = os.open(os.devnull, os.O_RDWR)

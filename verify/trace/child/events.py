@@ -31,7 +31,10 @@ class Places:
     """
 
     def __init__(self, mirrors: list[tuple[str, str]], project: str) -> None:
-        self.libraries = _library_folders()
+        # Of the kit only what trains is a program: not the verifier, nor what starts it.
+        root = os.path.dirname(os.path.dirname(os.path.dirname(HERE.rstrip(os.sep))))
+        own = tuple(os.path.join(root, folder) + os.sep for folder in ("verify", "kit", "tests"))
+        self.libraries = (*_library_folders(), *own)
         self.mirrors = [(os.path.realpath(copy) + os.sep, original + os.sep) for copy, original in mirrors]
         self.project = project + os.sep
         self._known: dict[CodeType, str] = {}

@@ -10,16 +10,19 @@ from __future__ import annotations
 import random
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, _utils
+from torch.utils.data import DataLoader, Dataset, IterableDataset, _utils
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 
 LARGEST_KEPT = 200 * 2**20
 OUTSIDE = ("IterDataPipe", "MapDataPipe")
+SHARED = ("type", "ABCMeta", "module", "function", "method")  # what they refer to is not the data set's own
+NUMPY_GENERATORS = ("Generator", "RandomState")
 
 
 class WorkerStates:
@@ -47,10 +50,13 @@ class Worker:
 
     def __init__(self, loader: DataLoader, number: int, base_seed: int) -> None:
         self.exhausted = False
+        self.dataset = own_copy(loader.dataset)
         self.info = _utils.worker.WorkerInfo(
-            id=number, num_workers=loader.num_workers, seed=base_seed + number, dataset=loader.dataset
+            id=number, num_workers=loader.num_workers, seed=base_seed + number, dataset=self.dataset
         )
         outside = WorkerStates()
+        self.generators = generators_in(self.dataset)
+        self.kept = [state_of(generator) for generator in self.generators]
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             self._seed(base_seed, number)
@@ -58,6 +64,7 @@ class Worker:
             self.states = WorkerStates()
         finally:
             outside.put()
+            self.kept = swap_states(self.generators, self.kept)
             for signal_number, handler in handlers.items():
                 if handler is not None:
                     signal.signal(signal_number, handler)
@@ -82,23 +89,76 @@ class Worker:
     def new_fetcher(self, loader: DataLoader) -> None:
         """Begin a pass over the data set."""
         self.exhausted = False
-        self.fetcher = self._as_worker(lambda: make_fetcher(loader))
+        self.fetcher = self._as_worker(lambda: make_fetcher(loader, self.dataset))
 
     def fetch(self, index: Any) -> Any:
         """A batch, computed with the generators of the worker."""
         outside = WorkerStates()
         self.states.put()
+        self.kept = swap_states(self.generators, self.kept)
         try:
             return self._as_worker(lambda: self.fetcher.fetch(index))
         finally:
             self.states.take()
             outside.put()
+            self.kept = swap_states(self.generators, self.kept)
 
 
-def make_fetcher(loader: DataLoader) -> Any:
+def own_copy(dataset: Any, depth: int = 4) -> Any:
+    """A data set of a worker's own: attributes that it sets are seen by no other; what they refer to is shared."""
+    if not isinstance(dataset, Dataset) or not depth or type(dataset).__reduce_ex__ is not object.__reduce_ex__:
+        return dataset
+    try:
+        copy = object.__new__(type(dataset))
+        copy.__dict__.update(vars(dataset))
+    except TypeError:  # a class without a dictionary of attributes
+        return dataset
+    for name, value in vars(dataset).items():
+        if isinstance(value, Dataset):
+            copy.__dict__[name] = own_copy(value, depth - 1)
+    return copy
+
+
+def generators_in(value: Any, depth: int = 5, found: dict[int, Any] | None = None) -> list[Any]:
+    """The random number generators that a data set and its transforms hold."""
+    found = {} if found is None else found
+    if isinstance(value, (torch.Generator, random.Random)) or type(value).__name__ in NUMPY_GENERATORS:
+        found[id(value)] = value
+    elif depth and isinstance(value, (list, tuple)) and len(value) <= 100:
+        for item in value:
+            generators_in(item, depth - 1, found)
+    elif depth and hasattr(value, "__dict__") and type(value).__name__ not in SHARED:
+        for item in list(vars(value).values()):
+            generators_in(item, depth - 1, found)
+    return list(found.values())
+
+
+def state_of(generator: Any) -> Any:
+    """The state of a generator of torch, Python or NumPy."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    return generator.bit_generator.state if hasattr(generator, "bit_generator") else generator.get_state()
+
+
+def swap_states(generators: list[Any], states: list[Any]) -> list[Any]:
+    """Put states into generators; the result is the states that they had."""
+    before = [state_of(generator) for generator in generators]
+    for generator, state in zip(generators, states):
+        if isinstance(generator, random.Random):
+            generator.setstate(state)
+        elif hasattr(generator, "bit_generator"):
+            generator.bit_generator.state = state
+        else:
+            generator.set_state(state)
+    return before
+
+
+def make_fetcher(loader: DataLoader, dataset: Any) -> Any:
     """What turns indices into a batch."""
     kind, collation = loader._dataset_kind, loader._auto_collation
-    return _DatasetKind.create_fetcher(kind, loader.dataset, collation, loader.collate_fn, loader.drop_last)
+    return _DatasetKind.create_fetcher(kind, dataset, collation, loader.collate_fn, loader.drop_last)
 
 
 class TimeLapseIter(_BaseDataLoaderIter):
@@ -113,7 +173,7 @@ class TimeLapseIter(_BaseDataLoaderIter):
             self.workers = [Worker(loader, number, self._base_seed) for number in range(count)]
         finally:
             watch.is_seeding = False
-        self.fetcher = None if count else make_fetcher(loader)
+        self.fetcher = None if count else make_fetcher(loader, loader.dataset)
         self._begin()
 
     def _reset(self, loader: DataLoader, first_iter: bool = False) -> None:
@@ -126,6 +186,9 @@ class TimeLapseIter(_BaseDataLoaderIter):
         self.length = true_length(self.loader)
         self.limit = self.watch.limit(self.loader)
         self._sampler_iter = self._cut(iter(self._sampler_iter))
+        self.ahead: deque[Any] = deque()
+        for _ in range((self.loader.prefetch_factor or 0) * len(self.workers)):
+            self._ask_ahead()
         self.turn = 0
         self.ended = False
         self.iteration = self.watch.begin_iteration(self)
@@ -143,6 +206,10 @@ class TimeLapseIter(_BaseDataLoaderIter):
             pass
         if last is not None:
             yield last
+
+    def _ask_ahead(self) -> None:
+        """The indices of one more batch, as early as with workers: a sampler may draw from the global generators."""
+        self.ahead.extend(islice(self._sampler_iter, 1))
 
     def __next__(self) -> Any:
         kept = self.watch.replay(self)
@@ -163,7 +230,10 @@ class TimeLapseIter(_BaseDataLoaderIter):
         return data
 
     def _fetch_from_worker(self) -> Any:
-        index = self._next_index()
+        if not self.ahead:
+            raise StopIteration
+        index = self.ahead.popleft()
+        self._ask_ahead()
         while not all(worker.exhausted for worker in self.workers):
             worker = self.workers[self.turn % len(self.workers)]
             self.turn += 1

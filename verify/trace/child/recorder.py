@@ -22,6 +22,7 @@ PRINTED_BATCHES = 4
 LARGEST_SNAPSHOT = 2 * 2**30
 PROBE_NUMEL = 100_000
 MOST_PENDING = 8
+MOST_CAPTURES = 2
 # Steps at which gradients and parameters are looked at in full; between them only a few small tensors are.
 FULL_LOOKS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
 LARGEST_CACHED = 20_000_000
@@ -159,6 +160,8 @@ class Recorder:
         self.graded: set[int] = set()
         self.twins: dict[int, tuple[nn.Module, list[Tensor], list[Tensor]]] = {}
         self.captured = False
+        self.captured_of: int | None = None
+        self.captures = 0
         self.finished = False
         self.fast = False
         self.worked = 0.0
@@ -229,7 +232,8 @@ class Recorder:
             self.end("the number of epochs that was asked for")
         self._find_twins()
         self._note_frozen()
-        if not self.captured and (self.eval_phases or self.train_epochs >= 2):
+        again = self.captured and self.captures < MOST_CAPTURES and self.captured_of != self._train_loader()
+        if (not self.captured or again) and (self.eval_phases or self.train_epochs >= 2):
             self.capture()
         if not self.fast and self.train_epochs >= 3 and self.worked > self.budget:
             self.fast = True
@@ -373,7 +377,7 @@ class Recorder:
                 return output
         version = info.statistics_version()
         if not module.training or not grad:
-            self.flush_passes(of=info, only_eval=False)
+            self.flush_passes(of=info)
         self.check_time()
         start = time.monotonic()
         self.inside = True
@@ -466,13 +470,14 @@ class Recorder:
         self.emit("loss", step=self.step, **fields)
 
     @quiet
-    def flush_passes(self, of: ModelInfo | None = None, only_eval: bool = True, trained: bool = False) -> None:
+    def flush_passes(self, of: ModelInfo | None = None, only_eval: bool = False, trained: bool = False) -> None:
         """Write down the forward passes of which it is known now whether they were trained on."""
         if not self.pending:
             return
         keep = []
         for one in self.pending:
-            if of is not None and one.info is not of:
+            other = of is not None and one.info is not of
+            if other or only_eval and one.fields["grad"] and one.fields["training"]:
                 keep.append(one)
                 continue
             self._write_pass(one, trained and one.fields["grad"])
@@ -522,6 +527,8 @@ class Recorder:
 
     @quiet
     def _before_backward(self, root: Any) -> dict[str, Any]:
+        if self.fresh_eval:
+            self.look_at_report()
         tensor = root if isinstance(root, Tensor) else next(iter(root), None)
         value = tensor.detach().item() if isinstance(tensor, Tensor) and tensor.numel() == 1 else None
         chain = self._chain(tensor)
@@ -629,7 +636,6 @@ class Recorder:
             self._note_weights(info)
         if info.steps == 0:
             capture.look_at_first_step(self, info)
-        if self.step == 0:
             saving.look_at_loaded(self)
 
     @quiet
@@ -746,9 +752,15 @@ class Recorder:
     @quiet
     def capture(self) -> None:
         """Fork, and try the live objects in the copy of this process."""
-        self.captured = True
+        self.captured, self.captured_of = True, self._train_loader()
+        self.captures += 1
         if self.session.settings["probes"] and not self.fast:
             capture.fork_and_probe(self)
+
+    def _train_loader(self) -> int | None:
+        """The loader that was trained on last."""
+        trained = [e["id"] for e in self.loaders.values() if id(e["loader"]) in self.train_loader_ids]
+        return trained[-1] if trained else None
 
     @quiet
     def finish(self) -> None:
@@ -775,6 +787,15 @@ class Recorder:
         self.session.write_sources()
         self.emit("finish", step=self.step, worked=round(self.worked, 2), fast=self.fast, epochs=self.train_epochs)
         self.session.writer.flush()
+
+    def release(self) -> None:
+        """Let go of the user's objects at the very end: what they hold is closed, and files are flushed, only then."""
+        self.is_probing = True
+        for name, value in list(vars(self).items()):
+            if isinstance(value, (dict, list, set)):
+                setattr(self, name, type(value)())
+            elif name.startswith("last_") or name in ("current", "snapshot"):
+                setattr(self, name, None)
 
     def _write_tables(self) -> None:
         held: dict[int, list[int]] = {}
@@ -903,6 +924,7 @@ class Recorder:
     @quiet
     def look_at_report(self) -> None:
         """Collect the numbers that the script holds after an evaluation."""
+        self.flush_passes(only_eval=True)
         if self.fresh_eval and not self.fast:
             frames = self.session.places.user_frames()
             values = reported.numbers([frame.f_locals for frame in frames] or [vars(sys.modules["__main__"])])

@@ -222,11 +222,11 @@ def _hook_scheduler_load(recorder: Any) -> None:
 
 
 def look_at_loaded(recorder: Any) -> None:
-    """Before the first step: are the weights that were loaded still there?"""
+    """Before the first step of an optimizer: are the weights that were loaded before it still there?"""
     for module, then, step in getattr(recorder, "loaded", []):
         now = step_print(module)
         changed = [name for name, value in now.items() if name in then and then[name] != value]
-        if step == 0:
+        if step == recorder.step:
             recorder.emit(
                 "loaded_then", cls=type(module).__name__, tensors=len(now), changed=len(changed), first=changed[:3]
             )

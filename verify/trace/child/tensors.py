@@ -67,6 +67,7 @@ def describe_scores(scores: Tensor) -> dict[str, Any]:
             elif high <= 0:
                 sums = x.exp().sum(dim=1)
                 described["log_simplex"] = bool((sums - 1).abs().max() < SUM_TOLERANCE)
+                described["columns"] = bool((x.exp().sum(dim=0) - 1).abs().max() < SUM_TOLERANCE) and len(x) > 1
             if low >= 0 and x.shape[0] > 1:
                 described["columns"] = bool((x.sum(dim=0) - 1).abs().max() < SUM_TOLERANCE)
         if low == 0:
