@@ -86,7 +86,10 @@ def in_child(job: dict[str, Any], log: Path) -> int:
 
 def run(argv: list[str]) -> None:
     """What `python argv...` does."""
-    if argv[0] == "-m":
+    if argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif argv[0] == "-m":
         sys.argv = argv[1:]
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     else:

@@ -25,11 +25,14 @@ def ema_never_evaluated(record: Record) -> Iterator[Finding]:
 
     Why it matters: the better model is computed at every step and thrown away.
     Found by: a module of the model's shape that no optimizer holds, that changes while training, and that never runs.
-    Not an error: averages that are only saved.
+    Not an error: averages that are saved in files of their own.
     """
     twins = _averages(record)
-    saved = len({e["path"] for e in record.of("save")}) > 0 and any(
-        "ema" in str(e["content"]).lower() for e in record.of("save")
+    saved = any(
+        weights["live"] == 0
+        for e in record.of("save")
+        if e["content"]["kind"] == "weights"
+        for weights in [e["content"]]
     )
     if len(record.evaluations) < 2:
         raise NotSeenError("fewer than two evaluations were seen")

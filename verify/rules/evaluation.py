@@ -170,7 +170,7 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
         if any(_is(value, one) for value in reported.values() for one in right):
             continue
         for what, wrong in _wrong_means(evaluation, whole).items():
-            if any(abs(wrong - one) <= 1e-3 * abs(one) for one in right):
+            if any(abs(wrong - one) <= 1e-4 * abs(one) for one in right):
                 continue
             match = next((k for k, v in reported.items() if _is(v, wrong)), None)
             if match:
@@ -301,8 +301,9 @@ def _match_accuracy(
     }
     if whole and whole != total:
         wrong["the last batch over the size of the data set"] = passes[-1]["correct"] / whole
-    if all("top5" in p for p in passes):
-        wrong["the accuracy of the best five answers"] = sum(p["top5"] for p in passes) / total
+    for k in ("2", "3", "5"):
+        if all(k in p.get("top", {}) for p in passes):
+            wrong[f"the accuracy of the best {k} answers"] = sum(p["top"][k] for p in passes) / total
     for what, value in wrong.items():
         for scale in (1, 100):
             if value and not any(abs(scale * value - one) <= 1e-3 * abs(one) for one in right):
@@ -388,13 +389,17 @@ def best_of_wrong_direction(record: Record) -> Iterator[Finding]:
     Right: `if val_loss < best: save()`
     """
     evaluations = [e for e in _evaluations(record) if e.loss is not None or e.accuracy is not None]
-    if len(evaluations) < 4:
+    by_model: dict[tuple[int, int | None], list[Evaluation]] = {}
+    for evaluation in evaluations:
+        by_model.setdefault((evaluation.passes[0]["model"], evaluation.loader), []).append(evaluation)
+    series = [found for found in by_model.values() if len(found) >= 4]
+    if not series:
         raise NotSeenError("fewer than four evaluations with a loss or an accuracy were seen")
     saves = [s for s in record.of("save") if "best" in s["path"].lower() and not s["fast"]]
-    if saves:
-        yield from _wrong_saves(evaluations, [s["i"] for s in saves], saves[0]["loc"])
-    else:
-        yield from _wrong_variable(evaluations)
+    for found in series:
+        if saves and len(series) == 1:
+            yield from _wrong_saves(found, [s["i"] for s in saves], saves[0]["loc"])
+        yield from _wrong_variable(found)
 
 
 def _wrong_saves(evaluations: list[Evaluation], saves: list[int], place: str) -> Iterator[Finding]:

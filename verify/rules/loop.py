@@ -68,6 +68,17 @@ def gradients_cleared_before_step(record: Record) -> Iterator[Finding]:
     Right: `optimizer.zero_grad(); loss.backward(); optimizer.step()`
     """
     for _, steps in _main_steps(record):
+        partly = [s for s in steps[1:] if s["backwards"] >= 2 and s["backwards_since_clear"] == 1 and not s["nested"]]
+        whole = [s for s in partly if max(s["batches"], s["passes"]) >= s["backwards"]]
+        if len(whole) > MOST * len(steps) and len(record.steps_of) == 1 and not _is_two_step(record):
+            yield Finding(
+                measured=f"{whole[0]['backwards']} backward passes a step, the gradient of the last one left",
+                expected="the sum of all",
+                message="zero_grad is called for every batch although a step follows only after several",
+                location=whole[0]["zeroed_at"] or whole[0]["loc"],
+                hint="zero_grad once a step, not once a batch",
+            )
+            return
         empty = [s for s in steps if s["backwards"] and s["zeroed_after_backward"] and s["grads"] in ("none", "zero")]
         if len(empty) > MOST * len(steps):
             yield Finding(
@@ -77,6 +88,11 @@ def gradients_cleared_before_step(record: Record) -> Iterator[Finding]:
                 location=empty[0]["zeroed_at"] or empty[0]["loc"],
                 hint="move zero_grad before backward, or after step",
             )
+
+
+def _is_two_step(record: Record) -> bool:
+    """Whether each batch is passed through the model twice, as sharpness-aware minimisation does."""
+    return any(e.counts["forwards"] >= 2 * e.counts["batches"] > 0 for e in record.epochs)
 
 
 @rule("TRN405", subject=Subject.RUN)
@@ -191,6 +207,20 @@ def clip_misplaced(record: Record) -> Iterator[Finding]:
     clips = [c for c in record.of("clip") if c["backwards"] is not None]
     if not record.of("clip"):
         raise NotSeenError("gradients are not clipped")
+    windows: dict[int, list[Event]] = {}
+    for clip in clips:
+        windows.setdefault(clip["step"], []).append(clip)
+    twice = [w for w in windows.values() if len(w) >= 2 and len({c["backwards"] for c in w}) >= 2]
+    if len(twice) >= 2 and len(twice) > MOST * len(windows) and len(record.steps_of) == 1:
+        yield Finding(
+            status=Status.WARN,
+            measured=f"{len(twice[0])} times a step, between the backward passes",
+            expected="once, before the step",
+            message="accumulated gradients are clipped after each batch, so later batches weigh more than earlier ones",
+            location=twice[0][0]["loc"],
+            hint="clip once, after the last backward pass before the step",
+        )
+        return
     early = [c for c in clips if c["backwards"] == 0]
     if len(early) >= 2 and len(early) > MOST * len(clips):
         yield Finding(

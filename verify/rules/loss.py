@@ -214,6 +214,12 @@ def loss_clamped(record: Record) -> Iterator[Finding]:
         )
 
 
+def _is_sum(chain: list[str]) -> bool:
+    """Whether backward starts from a sum that nothing divides."""
+    start = [name for name in chain if name != "NegBackward0"][:1]
+    return start == ["SumBackward0"] and not any(n.startswith(("Div", "Mean", "Mul")) for n in chain[:3])
+
+
 def _is_clamp(name: str) -> bool:
     return name.startswith(("Clamp", "Minimum", "Maximum", "Hardtanh"))
 
@@ -348,7 +354,7 @@ def logits_clipped_at_zero(record: Record) -> Iterator[Finding]:
     cut = [
         e
         for e in events
-        if e["input"]["min"] == 0 and 0.02 < e["input"].get("zeros", 0) and not e["input"].get("simplex")
+        if e["input"]["min"] == 0 and e["input"].get("zeros", 0) > 0.02 and not e["input"].get("simplex")
     ]
     if len(cut) >= max(ENOUGH, MOST * len(events)):
         yield Finding(

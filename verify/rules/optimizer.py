@@ -229,6 +229,16 @@ def no_decay_group_mismatch(record: Record) -> Iterator[Finding]:
         if not decayed or not spared:
             continue
         left = sum(g["vectors"] for g in decayed)
+        matrices = sum(g["tensors"] - g["vectors"] for g in decayed)
+        if left and not matrices:
+            yield Finding(
+                measured=f"{plural(left, 'vector')} with decay, all matrices without",
+                expected="the other way round",
+                message="weight decay acts on norms and biases alone",
+                location=optimizer["loc"],
+                hint="swap the two groups",
+            )
+            return
         tensors, vectors = sum(g["tensors"] for g in spared), sum(g["vectors"] for g in spared)
         if left and tensors == vectors:
             yield Finding(

@@ -137,6 +137,15 @@ def _horizon(part: dict[str, Any], planned: tuple[float, float], unit: str, plac
                 location=place,
                 hint="the horizon is the number of times that scheduler.step() is called",
             )
+    warmup = numbers.get("total_iters") if cls in ("LinearLR", "ConstantLR") else None
+    if warmup and all(warmup >= plan for plan in planned):
+        return Finding(
+            measured=f"{cls} over {warmup} {unit}s, the run steps it {counted}",
+            expected="a part of the run",
+            message="the warmup is longer than the run",
+            location=place,
+            hint="a warmup of a few percent of the run",
+        )
     first = numbers.get("step_size") if cls == "StepLR" else min(numbers.get("milestones") or [0])
     if whole and first and all(first >= plan for plan in planned):
         return Finding(
@@ -162,12 +171,25 @@ def schedule_step_unit(record: Record) -> Iterator[Finding]:
     """
     for scheduler in _schedulers(record):
         number = scheduler["id"]
+        calls = [sum(e.begin <= c["i"] < f.begin for c in _calls(record, number)) for e, f in _pairs(record)]
+        steps = [e.counts["steps"] for e, _ in _pairs(record)]
+        if len(calls) >= 2 and all(c >= 1.9 * s > 1 for c, s in zip(calls, steps, strict=True)):
+            yield Finding(
+                measured=f"{calls[0]} calls for {steps[0]} optimizer steps in an epoch",
+                expected="one call a step",
+                message="the schedule is stepped for every batch, the optimizer only after several",
+                location=scheduler["loc"],
+                hint="call scheduler.step() beside optimizer.step()",
+            )
+            return
         unit, epochs = _unit(record, number), record.planned_epochs or 0
         rates = [max(e["lrs"]) for e in _calls(record, number)]
         if unit == "step" and epochs > 1 and scheduler["cls"] in ("ExponentialLR", "StepLR", "MultiStepLR"):
             yield from _decays_too_fast(record, scheduler, rates)
         elif unit == "epoch" and record.ran_to_the_end and len(rates) >= 5:
             yield from _warmup_never_ends(scheduler, rates)
+        elif unit == "step" and scheduler["cls"] == "LambdaLR" and scheduler["id"] in _curves(record):
+            yield from _lambda_shape(record, scheduler, _curves(record)[scheduler["id"]])
         elif unit == "step" and scheduler["cls"] == "LambdaLR" and len(rates) >= 10:
             dead = next((n for n, rate in enumerate(rates) if rate <= 1e-4 * max(rates) and n > 0), None)
             if dead is not None and all(r <= 1e-4 * max(rates) for r in rates[dead:]) and dead < len(rates) // 3:
@@ -178,6 +200,12 @@ def schedule_step_unit(record: Record) -> Iterator[Finding]:
                     location=scheduler["loc"],
                     hint="move scheduler.step() to the end of the epoch, or give it the number of batches",
                 )
+
+
+def _pairs(record: Record) -> list[tuple[Any, Any]]:
+    """Each epoch that was gone through, with the one after it."""
+    epochs = record.epochs
+    return [(a, b) for a, b in zip(epochs, epochs[1:], strict=False) if a.exhausted and a.counts["steps"]]
 
 
 def _decays_too_fast(record: Record, scheduler: Event, rates: list[float]) -> Iterator[Finding]:
@@ -207,6 +235,40 @@ def _warmup_never_ends(scheduler: Event, rates: list[float]) -> Iterator[Finding
             location=scheduler["loc"],
             hint="call scheduler.step() after every optimizer step",
         )
+
+
+def _curves(record: Record) -> dict[int, list[list[float]]]:
+    """What the functions of LambdaLR give for calls 0, 1, ...: pairs (call, factor) by scheduler."""
+    return {e["id"]: e["points"] for e in record.of("lambda_curve")}
+
+
+def _lambda_shape(record: Record, scheduler: Event, points: list[list[float]]) -> Iterator[Finding]:
+    planned = _planned_calls(record, scheduler["id"])
+    problems = [_problem([value for call, value in points if call <= plan]) for plan in planned]
+    if all(problems):
+        yield Finding(
+            measured=f"{problems[0]}, over {planned[0]:.0f} calls ({planned[1]:.0f} without the time-lapse)",
+            expected="a warmup, then a decay over the run",
+            message="the schedule does not fit the number of times that it is stepped",
+            location=scheduler["loc"],
+            hint="count its horizon in calls of scheduler.step()",
+        )
+
+
+def _problem(values: list[float]) -> str:
+    """What is wrong with the shape of a schedule; nothing when it rises, falls or stays as one expects."""
+    if len(values) < 5 or max(values) <= 0:
+        return ""
+    top = max(values)
+    if values[-1] >= top and values[0] < 0.9 * top and sum(v < 0.99 * top for v in values) > 0.9 * len(values):
+        return "the warmup never ends"
+    gone = next((n for n, v in enumerate(values) if v <= 1e-3 * top and n > values.index(top)), len(values))
+    if gone < len(values) / 3 and max(values[gone:]) <= 1e-3 * top:
+        return "the rate is gone in the first third"
+    low = next((n for n, v in enumerate(values) if v < 0.1 * top and n > values.index(top)), None)
+    if low is not None and max(values[low:]) > 0.5 * top:
+        return "the rate falls and climbs again"
+    return ""
 
 
 @rule("LRS804", subject=Subject.RUN)
@@ -311,7 +373,7 @@ def learning_rate_jumps(record: Record) -> Iterator[Finding]:
     top, fallen = max(rates), False
     for n, (before, after) in enumerate(zip(rates, rates[1:], strict=False), start=1):
         fallen = fallen or after < 0.999 * before
-        if after > JUMP * before and before > 0.01 * top and fallen:
+        if after > JUMP * before and (fallen or before > 0.05 * top) and before > 0.01 * top:
             yield Finding(
                 measured=f"{before:.2g} to {after:.2g} at step {n + 1} of {len(rates)}",
                 expected="no jump",

@@ -120,7 +120,7 @@ def watch(
         WatchError: there is no such command.
     """
     folder = (folder or Path.cwd()).resolve()
-    command = find_program(command)
+    command = find_program(command, folder)
     started = time.monotonic()
     notes: list[str] = []
     fake_cuda, hidden = False, frozenset[str]()
@@ -163,8 +163,11 @@ def watch(
     return Record(events)
 
 
-def find_program(command: list[str]) -> list[str]:
+def find_program(command: list[str], folder: Path) -> list[str]:
     """The command with the right interpreter: `python` without torch is replaced by the kit's own.
+
+    Args:
+        folder: where it is to run.
 
     Raises:
         WatchError: there is nothing to run.
@@ -172,18 +175,34 @@ def find_program(command: list[str]) -> list[str]:
     if not command:
         raise WatchError("nothing to watch: write the command after two dashes, as in kit watch -- python train.py")
     program = command[0]
-    if program.endswith(".py") and Path(program).is_file() and not os.access(program, os.X_OK):
+    file = folder / program
+    if program.endswith(".py") and file.is_file() and not os.access(file, os.X_OK):
         return [sys.executable, *command]
     name = Path(program).name
     is_python = name in ("python", "python3") and program == name
-    found = shutil.which(program)
+    own = str(Path(sys.executable).parent)
+    found = shutil.which(program) or shutil.which(program, path=own) or shutil.which(str(file))
+    if found is None and not is_python:
+        raise WatchError(f"there is no program {program!r} to run")
+    script = _script(command[1:]) if name.startswith("python") else None
+    if script is not None and not (folder / script).exists():
+        raise WatchError(f"there is no script {script!r} in {folder}")
     if is_python and (found is None or not _has_torch(found)):
         return [sys.executable, *command[1:]]
-    if found is None:
-        raise WatchError(f"there is no program {program!r} to run")
-    if name.startswith("python") and len(command) > 1 and command[1].endswith(".py") and not Path(command[1]).is_file():
-        raise WatchError(f"there is no script {command[1]!r} in {Path.cwd()}")
-    return [found, *command[1:]]
+    return [str(found), *command[1:]]
+
+
+def _script(arguments: list[str]) -> str | None:
+    """The script among the arguments of an interpreter; None for a module, for code, and for none."""
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("-W", "-X"):
+            next(rest, None)
+        elif argument.startswith(("-m", "-c")) or argument == "-":
+            return None
+        elif not argument.startswith("-"):
+            return argument
+    return None
 
 
 def _has_torch(python: str) -> bool:
@@ -244,7 +263,7 @@ class _Run:
             if child is not None:
                 _end_group(child)
             log.close()
-            restored, made = put_back(self.backup)
+            restored, made = put_back(self.backup, self.folder)
         return Ended(
             code=code,
             seconds=time.monotonic() - started,
@@ -267,6 +286,7 @@ class _Run:
         return {
             "folder": str(self.events),
             "scratch": str(self.mirror.copy),
+            "root": str(self.mirror.root),
             "backup": str(self.backup),
             "free": [*free, str(self.place)],
             "mirrors": [(str(self.mirror.copy), str(self.folder))],

@@ -11,6 +11,9 @@ from pathlib import Path
 LINKED = {".git", ".hg", ".venv", "venv", "env", "node_modules", ".tox", ".conda"}
 LEFT_OUT = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 LARGEST_COPY = 1 * 2**20
+# What libraries write without Python's knowledge, through a link too, is copied even if it is large.
+RESULTS = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx", ".h5", ".hdf5", ".db", ".sqlite", ".parquet", ".bin")
+LARGEST_RESULT, LARGEST_RESULTS = 256 * 2**20, 2**30
 MOST_FILES_IN_FOLDER = 300
 MOST_ENTRIES = 20_000
 # Relative paths may lead out of the project: `../data`. So many levels above it are there.
@@ -28,8 +31,8 @@ class Mirror:
     """
 
     def __init__(self, folder: Path, scratch: Path, hidden: frozenset[str] = frozenset()) -> None:
-        self.folder, self.hidden = folder, hidden
-        self._entries = 0
+        self.folder, self.hidden, self.root = folder, hidden, scratch
+        self._entries = self._results = 0
         above = [*folder.parents][:LEVELS_ABOVE]
         above = [parent for parent in above if parent != parent.parent]
         copy = scratch
@@ -81,12 +84,20 @@ class Mirror:
 
     def _add_file(self, source: Path, target: Path) -> None:
         try:
-            if source.stat().st_size <= LARGEST_COPY:
+            if self._is_copied(source, source.stat().st_size):
                 shutil.copy2(source, target)
             else:
                 target.symlink_to(source)
         except OSError:
             return
+
+    def _is_copied(self, source: Path, size: int) -> bool:
+        if size <= LARGEST_COPY:
+            return True
+        if source.suffix not in RESULTS or size > LARGEST_RESULT or self._results + size > LARGEST_RESULTS:
+            return False
+        self._results += size
+        return True
 
 
 def _is_data(folder: Path) -> bool:
@@ -98,21 +109,40 @@ def _is_data(folder: Path) -> bool:
     return len(names) > MOST_FILES_IN_FOLDER and not any(name.endswith(".py") for name in names)
 
 
-def put_back(backup: Path) -> tuple[list[str], list[str]]:
-    """Restore the files outside of the copy that the run changed; (restored, newly made) paths."""
+def put_back(backup: Path, project: Path) -> tuple[list[str], list[str]]:
+    """Undo what the run changed outside of the copy; new files in the project are removed, others are left.
+
+    Returns:
+        (paths restored, paths newly made outside of the project)
+    """
     listing = backup / "list.jsonl"
     restored, made = [], []
     if not listing.exists():
         return restored, made
+    entries: dict[str, dict] = {}
     for line in listing.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
-        path = Path(entry["path"])
+        entries.setdefault(entry["path"], entry)  # a second process saw what the first had already changed
+    for path, entry in ((Path(path), entry) for path, entry in entries.items()):
         if entry["copy"]:
             original = Path(entry["copy"]).read_bytes()
             if not path.is_file() or path.read_bytes() != original:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(entry["copy"], path)
                 restored.append(str(path))
-        elif not entry["existed"] and path.exists():
-            made.append(str(path))
+        elif entry["existed"] and entry["folder"] and not path.exists():
+            path.mkdir(parents=True)
+            restored.append(str(path))
+        elif not entry["existed"] and os.path.lexists(path):
+            if path.is_relative_to(project):
+                _remove(path)
+            else:
+                made.append(str(path))
     return restored, made
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

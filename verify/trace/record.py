@@ -169,10 +169,12 @@ class Record:
                 f"time-lapse: at most {max(e['limit'] for e in cut)} batches of an epoch, the last one among them"
             )
         for event in self.of("fast"):
-            notes.append(f"after {event['epoch']} epochs only schedule, checkpoints and stopping were carried on")
+            after = f"{event['epoch']} epochs" if event["epoch"] else f"{event['step']} steps of a heavy model"
+            notes.append(f"after {after} only evaluation, schedule, checkpoints and stopping were carried on")
         for event in self.of("ended"):
             if event["why"] == "time":
-                notes.append(f"ended after {event['step']} steps, when the time for watching was up")
+                steps = f"{event['step']} step{'s' * (event['step'] != 1)}"
+                notes.append(f"ended after {steps}, when the time for watching was up; --full watches for longer")
         if run.get("restored"):
             notes.append(f"files outside of the project were changed and put back: {', '.join(run['restored'][:3])}")
         if run.get("made"):

@@ -40,7 +40,7 @@ MOST_SECONDS = 10.0
 SHARE_OF_TIME = 0.5  # other probes come after these
 MOST_NUMBERS = 8_000_000  # of inputs, for statistics
 SAMPLE_ITEMS = 256  # fetched once from each loader's data, and shared by several probes
-SAMPLE_BYTES = 64 << 20
+SAMPLE_BYTES = 32 << 20
 REPEATED_ITEMS = 50  # fetched again under other seeds
 SEEDS = (1, 2, 3)
 MAX_KEYS = 2_000_000  # of a sampler that must be iterated to know what it yields
@@ -1165,11 +1165,11 @@ def _model_input(capture: Any) -> torch.Tensor:
 
 
 def _roughness(rows: torch.Tensor) -> Json:
-    """Whether (N, 3, H, W) pictures look like (N, H, W, 3) memory: neighbours that are alike only three steps apart.
+    """Whether (N, 3, H, W) pictures look like (N, H, W, 3) memory, in which only every third number is a neighbour.
 
     `as_is` and `unmixed` are mean differences of neighbouring pixels, as delivered and read as (H, W, C). `comb` has,
-    for both directions, the mean difference over 3 and 6 steps relative to 2, 4, 5 and 7 steps, and its distance from 1 in
-    standard errors.
+    for both directions, the mean difference over 3 and 6 steps relative to that over 2, 4, 5 and 7 steps, and the gap
+    between them in standard errors.
     """
     rows = rows[:128]
     if rows.ndim != 4 or rows.shape[1] != 3 or min(rows.shape[2:]) < 12:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,9 +24,12 @@ LARGEST_SNAPSHOT = 2 * 2**30
 PROBE_NUMEL = 100_000
 MOST_PENDING = 8
 MOST_CAPTURES = 2
+# Steps after which a model that is too heavy for the time there is gets fast-forwarded within its first epoch.
+HEAVY_STEPS = 2
 # Steps at which gradients and parameters are looked at in full; between them only a few small tensors are.
 FULL_LOOKS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
 LARGEST_CACHED = 20_000_000
+LONGEST_CURVE = 2_000_000
 NORMS = (nn.modules.batchnorm._NormBase,)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
@@ -164,6 +168,7 @@ class Recorder:
         self.captures = 0
         self.finished = False
         self.fast = False
+        self.evaluated = False  # whether fast-forward has seen a whole evaluation, and computes no more
         self.worked = 0.0
         self.clock = time.monotonic()
         self.cache: dict[Any, Any] = {}
@@ -236,8 +241,11 @@ class Recorder:
         if (not self.captured or again) and (self.eval_phases or self.train_epochs >= 2):
             self.capture()
         if not self.fast and self.train_epochs >= 3 and self.worked > self.budget:
-            self.fast = True
-            self.emit("fast", epoch=self.train_epochs, worked=round(self.worked, 1))
+            self._go_fast()
+
+    def _go_fast(self) -> None:
+        self.fast = True
+        self.emit("fast", epoch=self.train_epochs, step=self.step, worked=round(self.worked, 1))
 
     def _note_frozen(self) -> None:
         """Parameters that were trained and are frozen now must not move any more."""
@@ -303,7 +311,7 @@ class Recorder:
     def replay(self, iterator: TimeLapseIter) -> Any:
         """In fast-forward, a batch of an earlier epoch instead of a new one."""
         kept, number = iterator.entry["kept"], iterator.counts["batches"]
-        if not self.fast or not kept:
+        if not self.fast or not kept or iterator.entry["passes"] <= 2:
             return None
         if number >= min(len(kept), iterator.limit):
             iterator.end(exhausted=True)
@@ -371,7 +379,7 @@ class Recorder:
     def forward(self, info: ModelInfo, call: Any, args: tuple, kwargs: dict) -> Any:
         """Run a model's forward pass and write it down."""
         module, grad = info.module, torch.is_grad_enabled()
-        if self.fast:
+        if self.skips(module.training and grad):
             output = self._cached(info, args, kwargs, grad)
             if output is not None:
                 return output
@@ -477,7 +485,7 @@ class Recorder:
         keep = []
         for one in self.pending:
             other = of is not None and one.info is not of
-            if other or only_eval and one.fields["grad"] and one.fields["training"]:
+            if other or (only_eval and one.fields["grad"] and one.fields["training"]):
                 keep.append(one)
                 continue
             self._write_pass(one, trained and one.fields["grad"])
@@ -512,6 +520,8 @@ class Recorder:
     def backward(self, root: Any, call: Any, args: tuple, kwargs: dict) -> Any:
         """Run a backward pass and write it down."""
         if self.fast:
+            self.evaluated = self.eval_phases > 0
+            self.fresh_eval = self.session.talking = False
             return None
         self.check_time()
         seen = self._before_backward(root)
@@ -737,11 +747,16 @@ class Recorder:
         now = time.time()
         if now > self.deadline and not self.finished and not self.is_probing:
             self.end("time")
-        if not self.fast and self.worked > 2 * self.budget and self.step >= 12 and not self.is_probing:
-            if not self.captured:
+        heavy = self.worked > self.budget and self.step >= HEAVY_STEPS and self.worked > self.budget / 8 * self.step
+        endless = self.worked > 2 * self.budget and self.step >= 12
+        if not self.fast and (heavy or endless) and not self.is_probing:
+            if not self.captured and self.step >= 12:
                 self.capture()
-            self.fast = True
-            self.emit("fast", epoch=self.train_epochs, worked=round(self.worked, 1))
+            self._go_fast()
+
+    def skips(self, trained: bool) -> bool:
+        """Whether a pass is left out in fast-forward: all but those of one whole evaluation."""
+        return self.fast and (trained or self.evaluated)
 
     def end(self, why: str) -> None:
         """End the script."""
@@ -754,7 +769,7 @@ class Recorder:
         """Fork, and try the live objects in the copy of this process."""
         self.captured, self.captured_of = True, self._train_loader()
         self.captures += 1
-        if self.session.settings["probes"] and not self.fast:
+        if self.session.settings["probes"]:
             capture.fork_and_probe(self)
 
     def _train_loader(self) -> int | None:
@@ -857,6 +872,10 @@ class Recorder:
     def _write_schedulers(self) -> None:
         """Schedulers that were made and never stepped, but for those inside of others."""
         told = getattr(self, "told_schedulers", {})
+        for key, number in told.items():
+            functions = getattr(self.schedulers.get(key), "lr_lambdas", None)
+            if functions and callable(functions[0]):
+                self.emit("lambda_curve", id=number, points=_curve_of(functions[0]))
         inner = {id(one) for s in self.schedulers.values() for one in getattr(s, "_schedulers", [])}
         for key, scheduler in self.schedulers.items():
             if key in told or key in inner:
@@ -925,7 +944,7 @@ class Recorder:
     def look_at_report(self) -> None:
         """Collect the numbers that the script holds after an evaluation."""
         self.flush_passes(only_eval=True)
-        if self.fresh_eval and not self.fast:
+        if self.fresh_eval and not self.skips(False):
             frames = self.session.places.user_frames()
             values = reported.numbers([frame.f_locals for frame in frames] or [vars(sys.modules["__main__"])])
             self.emit("held_values", step=self.step, values=values, loc=self.here())
@@ -943,6 +962,15 @@ class Recorder:
         """Find the loop over epochs around this event, and how far it means to go."""
         if len(self.horizon_places) < 12:
             reported.epoch_loops(self, self.session.places.user_frames(), event)
+
+
+def _curve_of(function: Callable[[int], float]) -> list[list[float]]:
+    """What a function of the number of calls gives, at more and more distant calls."""
+    points, call = [], 0
+    while call <= LONGEST_CURVE and len(points) < 600:
+        points.append([call, float(function(call))])
+        call += max(1, call // 60)
+    return points
 
 
 def _autocast() -> str:
@@ -1005,12 +1033,7 @@ def _right_answers(one: Pass) -> dict[str, Any]:
         targets = targets.to(scores.device)
         correct = (scores.argmax(dim=1) == targets).sum().item()
         found: dict[str, Any] = {"correct": correct}
-        if scores.shape[1] > 5 and not one.fields["grad"]:
-            top = scores.topk(5, dim=1).indices
-            found["top5"] = (top == targets[:, None]).any(dim=1).sum().item()
+        if scores.shape[1] > 2 and not one.fields["grad"]:
+            best = scores.topk(min(5, scores.shape[1]), dim=1).indices == targets[:, None]
+            found["top"] = {k: best[:, :k].any(dim=1).sum().item() for k in (2, 3, 5) if k < scores.shape[1]}
     return found
-
-
-def python_is_ending() -> bool:
-    """Whether the interpreter is shutting down."""
-    return sys.is_finalizing()

@@ -145,7 +145,7 @@ def _loss_hook(recorder: Recorder, name: str, original: Callable[..., Tensor]) -
         output = original(input, target, *args, **options)
         if recorder.inside or not _active(recorder) or not isinstance(input, Tensor) or not isinstance(target, Tensor):
             return output
-        if recorder.fast:
+        if recorder.skips(output.requires_grad):
             return output
         count[0] += 1
         fields: dict[str, Any] = {

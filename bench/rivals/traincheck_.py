@@ -1,0 +1,3 @@
+"""placeholder"""
+NAME = "TrainCheck"
+PACKAGES: list[str] = []
