@@ -1,6 +1,6 @@
 """Runs Python programs one after the other, each in a fork of a process that has imported torch already.
 
-python forker.py JOBS.json RESULTS.jsonl
+python forker.py JOBS.json
 
 Started by the interpreter that has what the jobs need. So the time of a job is its own: nobody pays for importing torch.
 """
@@ -20,17 +20,17 @@ from typing import Any
 
 
 def main() -> None:
-    """Carry out the jobs; one JSON line is written for each as soon as it is done."""
+    """Carry out the jobs; a JSON line goes to `job["results"]` as soon as one is done."""
     jobs = json.loads(Path(sys.argv[1]).read_text())
     for name in ("torch", "torch._dynamo", "torchvision", "torchvision.transforms", "sklearn.datasets"):
         __import__(name)
     import torch
 
     torch.set_num_threads(1)
-    with Path(sys.argv[2]).open("a") as results:
-        for job in jobs:
-            results.write(json.dumps(carry_out(job)) + "\n")
-            results.flush()
+    for job in jobs:
+        made = carry_out(job)
+        with Path(job["results"]).open("a") as results:
+            results.write(json.dumps(made) + "\n")
 
 
 def carry_out(job: dict[str, Any]) -> dict[str, Any]:

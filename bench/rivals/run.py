@@ -62,19 +62,23 @@ def install(work: Path) -> Path:
     return python
 
 
-def carry_out(python: Path, work: Path, tool: ModuleType, kind: str, cases: Sequence[Case]) -> dict[str, Any]:
-    """Every case that has no result yet; the results of all cases, by name."""
-    kept = work / f"{tool.NAME.replace(' ', '-')}-{kind}.jsonl"
-    done = read(kept)
-    jobs = [job(work, tool, kind, case) for case in cases if case.name not in done]
+def carry_out(python: Path, work: Path, wanted: Sequence[tuple[ModuleType, str, Case]]) -> None:
+    """Run every case that has no result yet, all by one process that has torch."""
+    jobs = []
+    for tool, kind, case in wanted:
+        if case.name not in read(results_of(work, tool, kind)):
+            jobs.append(job(work, tool, kind, case))
+    print(f"{len(jobs)} of {len(wanted)} runs to do", flush=True)
     if jobs:
-        print(f"{tool.NAME}: {len(jobs)} {kind}s", flush=True)
         file = work / "jobs.json"
         file.write_text(json.dumps(jobs))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
-        subprocess.run([python, HERE / "forker.py", file, kept], check=True, env=environment)
-        done = read(kept)
-    return {case.name: done[case.name] for case in cases}
+        subprocess.run([python, HERE / "forker.py", file], check=True, env=environment)
+
+
+def results_of(work: Path, tool: ModuleType, kind: str) -> Path:
+    """Where the results of a tool are kept."""
+    return work / f"{tool.NAME.replace(' ', '-')}-{kind}.jsonl"
 
 
 def read(kept: Path) -> dict[str, Any]:
@@ -98,6 +102,7 @@ def job(work: Path, tool: ModuleType, kind: str, case: Case) -> dict[str, Any]:
     limit = LIMIT_SECONDS[kind]
     return {
         "case": case.name,
+        "results": str(results_of(work, tool, kind)),
         "folder": str(folder),
         "argv": argv,
         "path": [str(ROOT)],
@@ -166,7 +171,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "kit-rivals")
     parser.add_argument("--every", type=int, default=1, help="every n-th model")
     parser.add_argument("--only", choices=[tool.NAME for tool in TOOLS])
-    parser.add_argument("--kinds", nargs="*", default=["model", "program"], choices=["model", "program"])
+    parser.add_argument("--kinds", nargs="*", default=["program", "model"], choices=["model", "program"])
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
@@ -176,20 +181,20 @@ def main() -> int:
             kept.unlink()
     python = install(work)
     all_cases = {"model": thinned(models(), arguments.every), "program": programs()}
-    made: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind in arguments.kinds:
-        made[kind] = {}
-        for tool in TOOLS:
-            if arguments.only not in (None, tool.NAME):
-                continue
-            results = carry_out(python, work, tool, kind, all_cases[kind])
+    tools = [tool for tool in TOOLS if arguments.only in (None, tool.NAME)]
+    kinds = arguments.kinds
+    carry_out(python, work, [(tool, kind, case) for kind in kinds for tool in tools for case in all_cases[kind]])
+    made: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in kinds}
+    for kind in kinds:
+        for tool in tools:
+            results = read(results_of(work, tool, kind))
             made[kind][tool.NAME] = judge(tool, all_cases[kind], results, frozenset())
             if tool is with_torch_audit:
                 without = judge(tool, all_cases[kind], results, frozenset(HARDWARE_HINTS))
                 made[kind][f"{tool.NAME} without its hints for the hardware"] = without
             outcome = made[kind][tool.NAME]
-            print(f"{tool.NAME}: {len(outcome['caught'])} of {len(outcome['bugs'])} caught, ", end="")
-            print(f"{len(outcome['alarms'])} of {len(outcome['healthy'])} healthy ones with a warning", flush=True)
+            print(f"{kind}s, {tool.NAME}: {len(outcome['caught'])} of {len(outcome['bugs'])} caught, ", end="")
+            print(f"{len(outcome['alarms'])} of {len(outcome['healthy'])} healthy ones with a warning")
     if arguments.only or len(made) < 2:
         return 0
     import report

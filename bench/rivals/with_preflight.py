@@ -84,4 +84,4 @@ def findings(output: str, exit_code: int) -> set[str]:
         checks = None
     if checks is None:
         return {"crash"}
-    return {check["name"] for check in checks if not check["passed"] and check["severity"] in ("WARN", "FATAL")}
+    return {check["name"] for check in checks if not check["passed"] and check["severity"] != "info"}

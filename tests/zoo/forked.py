@@ -114,4 +114,4 @@ def install() -> None:
     """From now on, `verify.trace.launch` forks."""
     preload()
     launch.subprocess = _Subprocess  # type: ignore[attr-defined]
-    launch.find_program = lambda command: [sys.executable, *command[1:]]  # type: ignore[assignment]
+    launch.find_program = lambda command, *_: [sys.executable, *command[1:]]  # type: ignore[assignment]

@@ -831,7 +831,8 @@ def splits_normalised_differently(record: Record) -> Iterator[Finding]:
         constants = _other_constants(stats, index)
         shift, ratio = _difference(train, made)
         augmented = bool(((probe.get("augmentation") or {}).get("train") or {}).get("varying"))
-        if not constants and shift <= SPLIT_SHIFT and ratio <= SPLIT_RATIO + augmented:
+        exchanged = _opposite(train, made)
+        if not constants and not exchanged and shift <= SPLIT_SHIFT and ratio <= SPLIT_RATIO + augmented:
             continue
         certain = bool(constants) or _one_is_raw(train, made) or (len(train["shape"]) == 1 and (shift > 2 or ratio > 5))
         yield Finding(
@@ -843,7 +844,7 @@ def splits_normalised_differently(record: Record) -> Iterator[Finding]:
             message="evaluation inputs are scaled differently from training inputs",
             location=_where(view),
             hint="are red and blue exchanged in one of them? (OpenCV reads BGR)"
-            if not certain and _opposite(train, made)
+            if exchanged and not certain
             else "the transform of evaluation needs the Normalize of training, with the same constants",
         )
         return
@@ -866,9 +867,13 @@ def _difference(train: Json, other: Json) -> tuple[float, float]:
 
 
 def _opposite(train: Json, other: Json) -> bool:
-    """Whether the first and the last of three channels moved in opposite directions."""
+    """Whether the first and the last of three channels clearly moved in opposite directions, the middle one hardly."""
+    if len(train["mean"]) != 3 or len(train["shape"]) != 3:
+        return False
     moved = [b - a for a, b in zip(train["mean"], other["mean"], strict=True)]
-    return len(moved) == 3 and moved[0] * moved[2] < 0 and abs(moved[1]) < min(abs(moved[0]), abs(moved[2])) / 2
+    noise = [(a * a + b * b) ** 0.5 for a, b in zip(train["error"], other["error"], strict=True)]
+    clear = [abs(moved[i]) > max(8 * noise[i], 0.25 * train["std"][i]) for i in (0, 2)]
+    return all(clear) and moved[0] * moved[2] < 0 and abs(moved[1]) < min(abs(moved[0]), abs(moved[2])) / 2
 
 
 def _one_is_raw(train: Json, other: Json) -> bool:

@@ -16,8 +16,8 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def watch(
     started = time.monotonic()
     notes: list[str] = []
     fake_cuda, hidden = False, frozenset[str]()
-    with tempfile.TemporaryDirectory(prefix="kit-watch-", ignore_cleanup_errors=True) as scratch:
+    with _interruptible(), tempfile.TemporaryDirectory(prefix="kit-watch-", ignore_cleanup_errors=True) as scratch:
         for attempt in range(MOST_ATTEMPTS):
             place = Path(scratch) / str(attempt)
             run = _Run(command, folder, place, cut, fake_cuda=fake_cuda, hidden=hidden)
@@ -161,6 +161,24 @@ def watch(
             events += try_resume(ended, command, start, cut, left)
     events.append({"kind": "total", "seconds": round(time.monotonic() - started, 2)})
     return Record(events)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Being told to end is an interrupt, so that neither the script nor its copy outlives us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def find_program(command: list[str], folder: Path) -> list[str]:

@@ -100,7 +100,7 @@ class Record:
     """
 
     def __init__(self, events: list[Event]) -> None:
-        self.events = events
+        self.events = _renamed(events)
         self._kinds: dict[str, list[Event]] = defaultdict(list)
         for event in events:
             self._kinds[event["kind"]].append(event)
@@ -362,3 +362,18 @@ class Record:
 def share(events: list[Event], key: str, value: Any) -> float:
     """The share of events whose `key` is `value`."""
     return sum(event.get(key) == value for event in events) / len(events) if events else 0.0
+
+
+def _renamed(events: list[Event]) -> list[Event]:
+    """The events, with files under the names that they were given in the end."""
+    if not any(event["kind"] == "renamed" for event in events):
+        return events
+    names: dict[str, str] = {}
+    result = []
+    for event in reversed(events):
+        if event["kind"] == "renamed":
+            names[event["path"]] = event["to"]
+        elif event["kind"] == "save" and event["path"] in names:
+            event = {**event, "path": names[event["path"]]}
+        result.append(event)
+    return result[::-1]

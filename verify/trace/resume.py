@@ -11,7 +11,7 @@ from typing import Any
 from verify.trace.record import Record
 
 RESUME_OPTION = re.compile(r"resume|restore|continue|ckpt|checkpoint|load")
-RESUME_WORDS = re.compile(r"resume|start_epoch|restore_checkpoint|ckpt_path", re.IGNORECASE)
+RESUME_WORDS = re.compile(r"resum|start_epoch|restore|continu(e|ing)\b.*\b(from|where)|ckpt_path", re.IGNORECASE)
 LATEST_STOP = 12
 REPEATED_STEPS = 20
 SLOW_RUN = 60.0

@@ -98,6 +98,21 @@ class Session:
         """Whether this is the process and the thread whose training is recorded."""
         return os.getpid() == self.writer.pid and threading.get_ident() == self.main_thread
 
+    def follow_thread(self) -> bool:
+        """Record this thread instead of the main one, if that only waits for threads and nothing was trained in it."""
+        if self.is_recording:
+            return True
+        main, recorder = threading.main_thread().ident, self.recorder
+        if os.getpid() != self.writer.pid or self.main_thread != main or recorder.step or recorder.pending:
+            return False
+        frame = sys._current_frames().get(main or 0)
+        for _ in range(3):
+            if frame is not None and frame.f_code.co_name == "join" and frame.f_globals.get("__name__") == "threading":
+                self.main_thread = threading.get_ident()
+                return True
+            frame = frame.f_back if frame is not None else None
+        return False
+
     def note_text(self, text: str, source: str) -> None:
         """Keep the numbers of a printed line that may report an evaluation."""
         if self.talking and self.is_recording and NUMBER.search(text):
@@ -207,12 +222,13 @@ def _describe_crash(session: Session, error: BaseException, trace: Any) -> dict[
         library = code.co_filename
         trace = trace.tb_next
     message = (str(error).strip() or "no message").splitlines()
+    own = [place for place in places if not os.path.isabs(place)]
     module = getattr(error, "name", None) if isinstance(error, ImportError) else None
     return {
         "error": type(error).__name__,
         "message": message[0][:500],
         "more": "\n".join(message[:20])[:2000],
-        "loc": places[-1] if places else "",
+        "loc": (own or places or [""])[-1],
         "stack": places[-6:],
         "module": module,
         "in_recorder": library.startswith(os.path.dirname(os.path.abspath(__file__))),

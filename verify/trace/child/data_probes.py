@@ -99,13 +99,13 @@ def _probe(capture: Any) -> Json:
     result["evals"] = [view.describe() for view in evals]
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("overlap", lambda: _each(evals, lambda view: overlap(train, view, clock.until(2.5)))),
+        ("augmentation", lambda: augmentation(train, evals, clock)),
         ("stats", lambda: stats(train, evals, capture)),
         ("class_maps", lambda: class_maps(train, evals)),
         ("labels", lambda: labels(train, evals)),
-        ("learn", lambda: learn(train, evals, clock.until(1.5))),
-        ("augmentation", lambda: augmentation(train, evals, clock)),
         ("workers", lambda: workers(train, result.get("augmentation") or {}, clock.until(2.0))),
         ("flags", lambda: flags(train, result.get("augmentation") or {}, clock.until(1.0))),
+        ("learn", lambda: learn(train, evals, clock.until(1.5))),
     ]
     for name, part in parts:
         result[name] = {"skipped": "out of time"} if clock.left() <= 0 else _attempt(part)
@@ -1384,6 +1384,8 @@ def _features(view: View, until: float) -> tuple[torch.Tensor, torch.Tensor]:
                 raise Unavailable("the items are random")
         pictures.append(_small(tensor.float()))
         targets.append(label)
+    if len(pictures) < 60:
+        raise Unavailable("too few items could be fetched in time")
     if len({tuple(p.shape) for p in pictures}) != 1:
         raise Unavailable("the items differ in shape")
     rows = torch.stack(pictures)

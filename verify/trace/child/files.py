@@ -64,6 +64,17 @@ class Guard:
                 if path := _path(*end):
                     self.guarded(path, True, fresh=event != "os.link", is_removal=event != "os.link")
 
+    def note_rename(self, source: Any, target: Any) -> None:
+        """A checkpoint that is written under another name first gets its own."""
+        saved = getattr(self.session.recorder, "saved_paths", None)
+        if not saved or not isinstance(source, (str, bytes, os.PathLike)):
+            return
+        one, other = os.path.abspath(os.fsdecode(source)), os.path.abspath(os.fsdecode(target))
+        if one in saved:
+            saved[other] = saved.pop(one)
+            original = self.session.places.original
+            self.session.emit("renamed", path=original(os.path.realpath(one)), to=original(os.path.realpath(other)))
+
     def guarded(self, path: str, writing: bool, fresh: bool, is_removal: bool = False) -> None:
         """Run the guard on one file, which must not guard its own file operations."""
         self.busy = True

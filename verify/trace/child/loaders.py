@@ -280,7 +280,7 @@ def install(watch: Any) -> None:
 
     def get_iterator(loader: DataLoader) -> Any:
         datapipe = any(kind.__name__ in OUTSIDE for kind in type(loader.dataset).__mro__)
-        if datapipe or not watch.session.is_recording or watch.is_probing:
+        if datapipe or not watch.session.follow_thread() or watch.is_probing:
             return _original_get_iterator(loader)
         return TimeLapseIter(loader, watch)
 

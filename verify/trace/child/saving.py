@@ -27,7 +27,16 @@ def _active(recorder: Any) -> bool:
 
 
 def _path(file: Any) -> str | None:
-    return os.fspath(file) if isinstance(file, (str, os.PathLike)) else getattr(file, "name", None)
+    """The path behind what torch.save and torch.load were given; a file may know but its number."""
+    if isinstance(file, (str, os.PathLike)):
+        return os.fspath(file)
+    name = getattr(file, "name", None)
+    if isinstance(name, int):
+        try:
+            return os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            return None
+    return name if isinstance(name, str) else None
 
 
 def _hook_save(recorder: Any) -> None:

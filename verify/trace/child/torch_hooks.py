@@ -56,7 +56,7 @@ def _hook_modules(recorder: Recorder) -> None:
     original = nn.Module.__call__
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if recorder.inside or recorder.is_probing or not recorder.session.is_recording:
+        if recorder.inside or recorder.is_probing or not recorder.session.follow_thread():
             return original(module, *args, **kwargs)
         info = recorder.info(module)
         if info is None:

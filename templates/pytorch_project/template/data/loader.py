@@ -68,6 +68,22 @@ class BatchOrder:
             yield index.tolist()
 
 
+class _Numbers(Dataset):
+    """What a DataLoader reads when the images are in memory already: which of them make up a batch.
+
+    Tools that look at DataLoaders then see every batch, wherever its pixels come from.
+    """
+
+    def __init__(self, split: Split) -> None:
+        self.count = len(split)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers)
+
+
 class BatchLoader:
     """Batches of a split, as `for images, labels in loader`.
 
@@ -106,6 +122,7 @@ class BatchLoader:
         if self.resident:
             self._padded = pad_images(split.images, split.augmentation.padding).contiguous().to(self.device)
             self._labels = split.labels.to(self.device)
+            self._fetch = DataLoader(_Numbers(split), batch_size=None, sampler=self.order, generator=torch.Generator())
         else:
             self._fetch = _make_fetch_loader(split, self.order, num_workers, pin_memory=self.device.type == "cuda")
 
@@ -114,7 +131,7 @@ class BatchLoader:
         self.order.epoch, self.order.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self._fetch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         split, seed, epoch, first_batch = self.dataset, self.order.seed, self.order.epoch, self.order.first_batch
@@ -125,8 +142,8 @@ class BatchLoader:
     def _raw_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(padded images, labels of the batch, which of the images make up the batch) for each batch."""
         if self.resident:
-            for numbers in self.order:
-                index = torch.tensor(numbers, device=self.device)
+            for numbers in self._fetch:
+                index = numbers.to(self.device)
                 yield self._padded, self._labels[index], index
             return
         for images, labels in self._fetch:
