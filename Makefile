@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench clean
+.PHONY: help setup demo test test-slow zoo lint docs bench clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: $(STAMP)   ## the quick suite (under 5 minutes on 2 cores)
 
 test-slow: $(STAMP)  ## what takes longer: wheel, demo, every rendered project
 	$(BIN)/python -m pytest -n auto -m slow
+
+zoo: $(STAMP)    ## every planted bug and every healthy program through kit watch; writes docs/zoo.md (ZOO_ARGS=...)
+	$(BIN)/python -m tests.zoo.runner $(ZOO_ARGS)
 
 lint: $(STAMP)   ## ruff and mypy, of the kit and of the unrendered template
 	$(BIN)/ruff check .

@@ -131,6 +131,10 @@ def verify(
     ] = None,
     ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these codes or families.")] = None,
     timeout: Annotated[float, typer.Option(metavar="S", min=1, help="Seconds for everything together.")] = 120,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A record of `kit watch`: also check what verify.yaml says of the training."),
+    ] = None,
     format_: Annotated[Format, typer.Option("--format", help="What goes to the standard output.")] = Format.TEXT,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report for a browser.")] = None,
     output: Annotated[
@@ -165,7 +169,8 @@ def verify(
             )
     except SpecError as error:
         raise fail(error) from None
-    raise typer.Exit(_verify(spec, folder, device, require_gpu, timeout, Outputs(format_, output, html)))
+    seen = _read_record(record) if record else None
+    raise typer.Exit(_verify(spec, folder, device, require_gpu, timeout, Outputs(format_, output, html), seen))
 
 
 class Outputs:
@@ -232,9 +237,12 @@ def _write_file(path: Path, text: str) -> None:
         raise fail(f"cannot write {path}: {error.strerror}") from None
 
 
-def _verify(spec: Any, folder: Path, device: Device, require_gpu: bool, timeout: float, outputs: Outputs) -> int:
+def _verify(
+    spec: Any, folder: Path, device: Device, require_gpu: bool, timeout: float, outputs: Outputs, seen: Any
+) -> int:
     from verify.report import Status
     from verify.runner import verify_model
+    from verify.watch import acceptance_checks
 
     if not folder.is_dir():
         raise fail(f"the project folder {folder} does not exist")
@@ -251,6 +259,8 @@ def _verify(spec: Any, folder: Path, device: Device, require_gpu: bool, timeout:
         except ValueError as error:
             raise fail(error) from None
     unusable = len(report.checks) == 1 and report.checks[0].status is Status.ERROR
+    if not unusable and spec.training is not None:
+        report.checks += acceptance_checks(seen, spec.training, spec.select, spec.ignore)
     if unusable:
         typer.echo(f"kit: {report.checks[0].message}", err=True)
     if not unusable or outputs.format is not Format.TEXT:
@@ -301,7 +311,7 @@ def watch(
         raise fail("--quick and --full exclude each other")
     outputs = Outputs(format_, output, html)
     chosen, left_out = _parse_codes(select) or [], _parse_codes(ignore) or []
-    changes = {
+    changes: dict[str, Any] = {
         "train_batches": max_train_batches,
         "eval_batches": max_val_batches,
         "max_epochs": max_epochs,
@@ -318,15 +328,9 @@ def watch(
 
 def _watch(command: list[str], file: Path | None, cut: Any, outputs: Outputs) -> Any:
     from verify.trace.launch import watch
-    from verify.trace.record import Record
 
     if not command and file is not None:
-        try:
-            return Record.load(file)
-        except FileNotFoundError:
-            raise fail(f"there is no record {file}; give the command to watch after two dashes") from None
-        except (OSError, ValueError) as error:
-            raise fail(f"{file} cannot be read as a record: {error}") from None
+        return _read_record(file)
     if file is not None and (file.is_dir() or not file.resolve().parent.is_dir()):
         raise fail(f"cannot write {file}: {'it is a folder' if file.is_dir() else 'its folder does not exist'}")
     with _Progress(enabled=outputs.format is Format.TEXT and sys.stderr.isatty()) as progress:
@@ -336,10 +340,33 @@ def _watch(command: list[str], file: Path | None, cut: Any, outputs: Outputs) ->
     return seen
 
 
-def _judge(seen: Any, select: list[str], ignore: list[str], outputs: Outputs) -> int:
-    from verify.watch import judge
+def _read_record(file: Path) -> Any:
+    from verify.trace.record import Record
 
-    report = judge(seen, select, ignore)
+    try:
+        return Record.load(file)
+    except FileNotFoundError:
+        raise fail(f"there is no record {file}; `kit watch --record {file} -- python train.py` makes it") from None
+    except (OSError, ValueError) as error:
+        raise fail(f"{file} cannot be read as a record: {error}") from None
+
+
+def _training_spec() -> Any:
+    """What verify.yaml in this folder says of the training, if there is one."""
+    from verify.spec import SPEC_FILE, SpecError, load_spec
+
+    if not Path(SPEC_FILE).is_file():
+        return None
+    try:
+        return load_spec(Path(SPEC_FILE)).get("training")
+    except SpecError as error:
+        raise fail(error) from None
+
+
+def _judge(seen: Any, select: list[str], ignore: list[str], outputs: Outputs) -> int:
+    from verify.watch import judge, with_spec
+
+    report = judge(with_spec(seen, _training_spec()), select, ignore)
 
     def sections() -> Any:
         from verify.curves import run_section

@@ -43,7 +43,11 @@ def test_the_verbs_and_their_options_are_frozen() -> None:
         "verify": {
             "--model", "--kwargs", "--input-size", "--num-classes", "--expect-params", "--tolerance", "--project",
             "--train-steps", "--device", "--require-gpu", "--select", "--ignore", "--timeout", "--format", "--html",
-            "--output",
+            "--output", "--record",
+        },
+        "watch": {
+            "--max-train-batches", "--max-val-batches", "--max-epochs", "--timeout", "--quick", "--full", "--select",
+            "--ignore", "--record", "--format", "--html", "--output",
         },
         "rules": {"--json"},
         "explain": set(),
@@ -59,7 +63,7 @@ def test_the_verbs_and_their_options_are_frozen() -> None:
 def test_rules_are_listed_and_explained() -> None:
     listed = json.loads(kit("rules", "--json").stdout)
     assert [entry["code"] for entry in listed] == list(all_rules())
-    assert {entry["severity"] for entry in listed} <= {"fail", "warn"}
+    assert {entry["severity"] for entry in listed} <= {"fail", "warn", "note", "error"}
     text = kit("rules").stdout
     for code, rule in all_rules().items():
         assert code in text

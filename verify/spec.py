@@ -72,6 +72,37 @@ def parse_tolerance(text: str, count: int) -> int:
 
 
 @dataclass(kw_only=True)
+class TrainingSpec:
+    """What a run must be: the keys of `training:` in `verify.yaml`, each of which may be left out.
+
+    Args:
+        splits: name of a split (train, val, test) to the number of its samples.
+        batch_size: samples in a training batch.
+        epochs: that the loop over epochs plans.
+        optimizer: `name`, and any number of its parameter groups, such as `lr` or `weight_decay`.
+        scheduler: class of the scheduler, with or without `LR` at its end.
+        learning_rate: epoch, counted from 1, to the rate at its first step.
+        clip: the norm that gradients are clipped to.
+        checkpoint_every: epochs between two checkpoints.
+        accuracy: epoch to the least validation accuracy after it, 0 to 1.
+        augmented: the splits whose images are augmented.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": False}
+
+    splits: dict[str, int] | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    optimizer: dict[str, Any] | None = None
+    scheduler: str | None = None
+    learning_rate: dict[int, float] | None = None
+    clip: float | None = None
+    checkpoint_every: int | None = None
+    accuracy: dict[int, float] | None = None
+    augmented: list[str] | None = None
+
+
+@dataclass(kw_only=True)
 class Spec:
     """What to verify and what it must be. The fields are the keys of `verify.yaml`.
 
@@ -86,6 +117,7 @@ class Spec:
         train_steps: the most steps that memorising a small batch may take.
         select: prefixes of rule codes to check; all when empty.
         ignore: prefixes of rule codes to leave out.
+        training: what a run must be; checked from the record of a watched run.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": False}
@@ -100,6 +132,7 @@ class Spec:
     train_steps: int | None = None
     select: list[str] = field(default_factory=list)
     ignore: list[str] = field(default_factory=list)
+    training: TrainingSpec | None = None
 
     def __post_init__(self) -> None:
         if self.input_size is not None and (not self.input_size or any(size < 1 for size in self.input_size)):
@@ -156,7 +189,7 @@ def _validated(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         spec = TypeAdapter(Spec).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][:1])
+        where = ".".join(str(part) for part in first["loc"][: 2 if first["loc"][0] == "training" else 1])
         raise SpecError(f"{path}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None

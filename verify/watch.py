@@ -9,6 +9,7 @@ from pathlib import Path
 
 from verify.report import Check, Finding, Report, Status
 from verify.rules import Rule, Subject, select_rules
+from verify.spec import TrainingSpec
 from verify.trace.record import NotSeenError, Record
 
 CHECK_FIELDS = {field.name for field in fields(Check)}
@@ -34,6 +35,26 @@ def judge(record: Record, select: list[str] | None = None, ignore: list[str] | N
     report.checks = _without_repeats(report.checks)
     report.seconds = record.seconds or time.monotonic() - started
     return report
+
+
+def with_spec(record: Record, training: TrainingSpec | None) -> Record:
+    """The record, with what a project's verify.yaml asks of it."""
+    if training is None:
+        return record
+    asked = {key: value for key, value in asdict(training).items() if value is not None}
+    return Record([*record.events, {"kind": "spec", "training": asked}])
+
+
+def acceptance_checks(
+    record: Record | None, training: TrainingSpec, select: list[str], ignore: list[str]
+) -> list[Check]:
+    """The checks of what verify.yaml asks of the training; skipped without a record."""
+    rules = [rule for rule in _chosen(select, ignore) if rule.code.startswith("SPC")]
+    if record is None:
+        message = "needs a record: kit watch --record FILE -- python train.py, then kit verify --record FILE"
+        return [Check(code=rule.code, name=rule.name, status=Status.SKIP, message=message) for rule in rules]
+    asked = with_spec(record, training)
+    return [check for rule in rules for check in _apply(rule, asked)]
 
 
 def _chosen(select: list[str], ignore: list[str]) -> list[Rule]:

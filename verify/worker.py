@@ -73,7 +73,7 @@ def _emit(events: TextIO, **event: Any) -> None:
 def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> None:
     device = _device(request["device"], request["require_gpu"])
     _emit(events, event="begin", device=str(device), torch=torch.__version__)
-    spec = Spec(**request["spec"])
+    spec = Spec(**{**request["spec"], "training": None})
     target = resolve(spec.model, spec.kwargs, spec.num_classes, Path(request["folder"]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

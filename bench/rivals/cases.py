@@ -105,11 +105,14 @@ def programs() -> list[Case]:
     for program, names in PLANTED_PROGRAMS.items():
         found.append(Case(program, "", program, program, patch=load_program(program)))
         for name in HEALTHY_PROGRAMS[program]:
-            found.append(Case(f"{program}.{name}", "", program, program, patch=variations[program, name]))
-        for name in names:
-            bug = bugs[program, name]
-            found.append(Case(f"{program}.{name}", " ".join(sorted(bug.codes)), program, program, patch=bug))
+            found += [Case(f"{program}.{name}", "", program, program, patch=variations[program, name])]
+        found += [planted_case(bugs[program, name]) for name in names]
     return found
+
+
+def planted_case(bug: Any) -> Case:
+    """A bug of the zoo."""
+    return Case(f"{bug.program}.{bug.name}", " ".join(sorted(bug.codes)), bug.program, bug.program, patch=bug)
 
 
 def model_file(case: Case) -> str:

@@ -2,7 +2,7 @@
 
 python forker.py JOBS.json
 
-Started by the interpreter that has what the jobs need. So the time of a job is its own: nobody pays for importing torch.
+Started by the interpreter that has what the jobs need. The time of a job is its own: nobody pays for importing torch.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def fork_the_worker_of_kit_verify() -> None:
         DEVNULL = subprocess.DEVNULL
         Popen = ForkedProcess
 
-    runner.subprocess = Subprocess
+    runner.subprocess = Subprocess  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ python bench/rivals/run.py --every 3            every third model
 python bench/rivals/run.py --only torchtest2    one tool; writes nothing
 python bench/rivals/run.py --again              forget what earlier runs found
 
-The tools are installed into a folder of their own (`--work`, by default under the temporary folder); nothing is added to
-the kit's environment. Results are kept there, so that a run that was interrupted goes on.
+The tools are installed into a folder of their own (`--work`, by default under the temporary folder); nothing is added
+to the kit's environment. Results are kept there, so that a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import with_torch_audit  # noqa: E402
 import with_torchtest2  # noqa: E402
 from cases import Case, model_file, models, programs  # noqa: E402
 from harness import lines  # noqa: E402
+from report import page  # noqa: E402
 
 TOOLS: list[ModuleType] = [with_kit, with_torchtest2, with_pytest_torch, with_torch_audit, with_preflight]
 LIMIT_SECONDS = {"model": 120, "program": 300}
@@ -139,7 +140,8 @@ def table(kind: str, made: dict[str, dict[str, Any]]) -> list[str]:
     """The table of one kind of cases."""
     base = made["the kit"]["cpu"]
     out = [
-        f"| tool | bugs caught | healthy {kind}s with a warning | CPU-seconds, median | times the kit's | lines its user writes |",
+        f"| tool | bugs caught | healthy {kind}s with a warning | CPU-seconds, median "
+        "| times the kit's | lines its user writes |",
         "|---|---|---|---|---|---|",
     ]
     for name, outcome in made.items():
@@ -172,12 +174,13 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="every n-th model")
     parser.add_argument("--only", choices=[tool.NAME for tool in TOOLS])
     parser.add_argument("--kinds", nargs="*", default=["program", "model"], choices=["model", "program"])
+    parser.add_argument("--traincheck", action="store_true", help="TrainCheck too: about an hour")
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     if arguments.again:
-        for kept in work.glob("*.jsonl"):
+        for kept in [*work.glob("*.jsonl"), *work.glob("traincheck.json")]:
             kept.unlink()
     python = install(work)
     all_cases = {"model": thinned(models(), arguments.every), "program": programs()}
@@ -197,9 +200,15 @@ def main() -> int:
             print(f"{len(outcome['alarms'])} of {len(outcome['healthy'])} healthy ones with a warning")
     if arguments.only or len(made) < 2:
         return 0
-    import report
-
-    text = report.page(TOOLS, traincheck_, all_cases, arguments.every, made, table, every_case, work)
+    found: dict[str, Any] = {}
+    if arguments.traincheck:
+        found = traincheck_.carry_out(python, work, all_cases["program"])
+    elif (work / "traincheck.json").exists():
+        found = json.loads((work / "traincheck.json").read_text())
+    tables = {kind: table(kind, made[kind]) for kind in made}
+    details = {kind: every_case(kind, made[kind]) for kind in made}
+    about = traincheck_.report(found)
+    text = page([*TOOLS, traincheck_], all_cases, arguments.every, tables, details, about)
     print(text)
     (ROOT / "docs" / "rivals.md").write_text(text, encoding="utf-8")
     return 0

@@ -10,6 +10,10 @@ from cases import Case
 NAME = "the kit"
 PACKAGES: list[str] = []
 CLAIMS = "models, and scripts as they are: data, loop, optimizer, schedule, loss, evaluation, checkpoints, options."
+COMMANDS = [
+    "kit verify --model net.py:Net --input-size 3,16,16 --num-classes 5 --device cpu --format json",
+    "kit watch --format json -- python train.py",
+]
 MODEL = ""
 PROGRAMS = {"argparse_script": "", "functional_loop": "", "notebook_module": ""}
 WATCH = "from tests.zoo import forked; forked.install(); from kit.cli import main; main()"

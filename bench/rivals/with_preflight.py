@@ -11,9 +11,13 @@ from harness import LOSS, TENSORS
 NAME = "preflight-ml"
 PACKAGES = ["preflight-ml==0.1.1"]
 CLAIMS = (
-    "data before training: NaN, leakage between train and val, range, channel order, class balance; one forward and one "
-    "backward pass of a model. Says itself that it does not run the loop."
+    "data before training: NaN, leakage between train and val, range, channel order, class balance; one forward and "
+    "one backward pass of a model. Says itself that it does not run the loop."
 )
+COMMANDS = [
+    "preflight run --dataloader loader.py --model model.py --loss loss.py --format json",
+    "preflight run --dataloader loader.py --model model.py --loss loss.py --format json --val-dataloader val_loader.py",
+]
 MODEL_FILES = {
     "loader.py": f"""import torch
 from torch.utils.data import DataLoader, TensorDataset

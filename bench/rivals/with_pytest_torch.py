@@ -11,9 +11,10 @@ from harness import LOSS
 NAME = "pytest-torch"
 PACKAGES = ["pytest-torch==1.1.1"]
 CLAIMS = (
-    "models at inference, checkpoints, resuming, accumulation, coverage by the optimizer, short training, deployment. Not "
-    "data, schedules, metrics or scripts as they are: a test calls the functions of a project."
+    "models at inference, checkpoints, resuming, accumulation, coverage by the optimizer, short training, deployment. "
+    "Not data, schedules, metrics or scripts as they are: a test calls the functions of a project."
 )
+COMMANDS = ["pytest test_net.py", "pytest test_train.py"]
 MODEL = f"""import torch
 from torch.nn import functional as F
 from pytest_torch import ModelSuite

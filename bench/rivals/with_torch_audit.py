@@ -11,9 +11,10 @@ from harness import LOSS, TENSORS
 NAME = "torch-audit"
 PACKAGES = ["torch-audit==0.3.0", "click==8.1.8"]
 CLAIMS = (
-    "loops at run time: NaN, exploding or missing gradients, dead and unused layers, the optimizer's settings, suspicious "
-    "batches, hints for the hardware. Not the order of the calls in a step, splits, schedules or evaluation."
+    "loops at run time: NaN, exploding or missing gradients, dead and unused layers, the optimizer's settings, "
+    "suspicious batches, hints for the hardware. Not the order of the calls in a step, splits, schedules or evaluation."
 )
+COMMANDS = ["python check.py", "python train.py"]
 MODEL = f"""import torch
 from torch.nn import functional as F
 from torch_audit import audit_dynamic

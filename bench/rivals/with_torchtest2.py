@@ -10,7 +10,8 @@ from harness import LOSS, TENSORS
 
 NAME = "torchtest2"
 PACKAGES = ["torchtest2==0.1.0"]
-CLAIMS = "models: 18 checks of one model on one batch. Says itself that data, loops, schedules and files are not its subject."
+CLAIMS = "models: 18 checks of one model on one batch. Not data, loops, schedules, evaluation or checkpoints."
+COMMANDS = ["python check.py"]
 MODEL = f"""import torch
 from torch.nn import functional as F
 from torchtest2 import check_model

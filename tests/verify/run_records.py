@@ -18,7 +18,7 @@ def always(event: Event) -> bool:
 class Run:
     """The events of a run of 4 epochs: 6 batches of 16 to train on, 16 + 16 + 8 samples to evaluate, every epoch.
 
-    A small classifier, SGD with momentum, a cosine over the epochs, a checkpoint when the evaluation is the best so far.
+    A small classifier, SGD with momentum, a cosine over the epochs, a checkpoint when an evaluation is the best so far.
     """
 
     def __init__(self, epochs: int = EPOCHS) -> None:
@@ -42,11 +42,21 @@ class Run:
         self.add("run", command=["python", "train.py"], code=0, log="epoch 3\n", notes=[], timed_out=False)
         self.add("torch", version="2.9.0", cuda=False)
         self.add("seed", fn="torch.manual_seed", value=0, step=0, epoch=0, loc="train.py:3")
-        group = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0005, "tensors": 6, "numel": 210, "vectors": 4, "frozen": 0}
+        group = {
+            "lr": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 0.0005,
+            "tensors": 6,
+            "numel": 210,
+            "vectors": 4,
+            "frozen": 0,
+        }
         self.add("optimizer", id=0, cls="SGD", groups=[group], loc="train.py:20")
         common = {"batch_size": SIZE, "drop_last": False, "num_workers": 0, "limit": 6, "iterable": False}
         self.add("loader", id=0, loc="train.py:10", sampler="RandomSampler", shuffle=True, n=96, length=6, **common)
-        self.add("loader", id=1, loc="train.py:11", sampler="SequentialSampler", shuffle=False, n=40, length=3, **common)
+        self.add(
+            "loader", id=1, loc="train.py:11", sampler="SequentialSampler", shuffle=False, n=40, length=3, **common
+        )
         self.add("model", id=0, cls="Net", params=210, tensors=6, trainable=210, norms=1, dropouts=1, loc="train.py:33")
         loop = {"around": "iter", "start": 0, "stop": self.epochs, "step": 1, "variable": "epoch"}
         self.add("loop", **loop, text="range(epochs)", loc="train.py:29")
@@ -106,7 +116,9 @@ class Run:
         target = {"shape": [size], "float": False, "min": 0, "max": 9}
         common = {"reduction": "mean", "grad": trained, "needs_grad": trained, "smoothing": 0.0, "n": size}
         place = "train.py:33" if trained else "train.py:41"
-        self.add("loss", fn="cross_entropy", value=value, input=scores, target=target, loc=place, step=self.step, **common)
+        self.add(
+            "loss", fn="cross_entropy", value=value, input=scores, target=target, loc=place, step=self.step, **common
+        )
         mode = 1.0 if trained else 0.0
         return self.add(
             "pass", model=0, training=trained, grad=trained, norms=mode, drops=mode, n=size, shape=[size, 10],
@@ -115,8 +127,9 @@ class Run:
         )  # fmt: skip
 
     def _end(self) -> None:
-        row = {"shape": [16, 8], "trainable": True, "was_trainable": True, "opts": [0], "graded": True, "changed": True}
-        rows = [{**row, "name": name, "moved_frozen": False} for name in ("stem.weight", "norm.weight", "head.weight")]
+        row = {"trainable": True, "was_trainable": True, "opts": [0], "graded": True, "changed": True}
+        shapes = {"stem.weight": [16, 8], "norm.weight": [16], "head.weight": [10, 16]}
+        rows = [{**row, "name": name, "shape": shape, "moved_frozen": False} for name, shape in shapes.items()]
         self.add("params", model=0, rows=rows, buffers=[["norm.running_mean", True]], passes=36)
         self.add("held", opt=0, steps=24, tensors=3, frozen=0, foreign=[], n_foreign=0, unchanged=0, graded=3)
         self.add("saved_file", path="best.pt", safe=True, problem="", size=4000)
@@ -150,9 +163,9 @@ class Run:
     def _beside(self, kind: str, new: str, where: Where, fields: dict[str, Any], behind: bool) -> Run:
         events: list[Event] = []
         for event in self.events:
-            made = {"kind": new, "step": event.get("step", 0), "loc": "train.py:50", **fields}
-            made = {k: v(event) if callable(v) else v for k, v in made.items()}
             fits = event["kind"] == kind and where(event)
+            made = {"kind": new, "step": event.get("step", 0), "loc": "train.py:50", **fields} if fits else {}
+            made = {k: v(event) if callable(v) else v for k, v in made.items()}
             events += [event, made] if fits and behind else [made, event] if fits else [event]
         self.events = events
         return self

@@ -38,10 +38,12 @@ MODULES = (
     "distributed",
     "source",
     "running",
+    "acceptance",
 )
 # The order in which a report lists them: the data and the model come before what builds on them.
 FAMILIES = (
-    "RUN", "DAT", "MOD", "LOS", "GRD", "OPT", "LRS", "TRN", "AMP", "EMA", "EVL", "CKP", "REP", "DST", "CFG", "SRC", "SPC",
+    "RUN", "DAT", "MOD", "LOS", "GRD", "OPT", "LRS", "TRN", "AMP",
+    "EMA", "EVL", "CKP", "REP", "DST", "CFG", "SRC", "SPC",
 )  # fmt: skip
 
 RuleFunction = Callable[[Any], Iterator[Finding]]

@@ -168,7 +168,7 @@ def pretrained_overwritten(record: Record) -> Iterator[Finding]:
     for event in record.of("loaded_then"):
         if event["changed"] > 0.3 * event["tensors"]:
             yield Finding(
-                measured=f"{event['changed']} of {plural(event['tensors'], 'tensor')} of {event['cls']} changed after loading",
+                measured=f"{event['changed']} of {plural(event['tensors'], 'tensor')} of {event['cls']} changed since",
                 expected="the loaded values at the first step",
                 message="what was loaded is overwritten before training begins",
                 location=shortlist(event["first"]),

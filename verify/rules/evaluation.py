@@ -465,7 +465,7 @@ def _records(values: list[float | None], lower: bool) -> list[bool] | None:
         return None
     best, found = math.inf, []
     for value in values:
-        signed = value if lower else -value  # type: ignore[operator]
-        found.append(signed < best)  # type: ignore[operator]
-        best = min(best, signed)  # type: ignore[type-var]
+        signed = (value or 0.0) if lower else -(value or 0.0)
+        found.append(signed < best)
+        best = min(best, signed)
     return found

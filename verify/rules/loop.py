@@ -177,7 +177,7 @@ def train_mode_lost(record: Record) -> Iterator[Finding]:
                 status=Status.WARN,
                 measured=f"eval mode at all {len(matters)} training passes",
                 expected="train mode",
-                message="dropout and batch norm are never in train mode; that is right only for fine-tuning with both frozen",
+                message="dropout and batch norm are never in train mode, which is right only when both are frozen",
                 location=off[0]["loc"],
                 hint="model.train() before training",
             )
@@ -285,7 +285,7 @@ def accumulated_loss_not_divided(record: Record) -> Iterator[Finding]:
     Wrong: `loss.backward()` on each of k batches
     Right: `(loss / k).backward()`
     """
-    size, steps = _accumulation(record)
+    size, _ = _accumulation(record)
     factors = [e["factor"] for e in record.of("scaler") if e.get("factor")]
     scale = factors[0] if factors else 1.0
     ratios = [b["ratio"] / scale for b in record.of("backward")[:20] if isinstance(b["ratio"], float | int)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
@@ -263,7 +264,7 @@ def loss_overflows(record: Record) -> Iterator[Finding]:
     """
     for event in record.of("backward"):
         chain = event["chain"]
-        for one, then in zip(chain, chain[1:], strict=False):
+        for one, then in pairwise(chain):
             if one.startswith("LogBackward") and then.startswith(("Softmax", "Sigmoid")):
                 yield Finding(
                     status=Status.WARN,

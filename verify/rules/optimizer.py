@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from statistics import median
 
 from verify.report import Finding, Status, plural, shortlist
@@ -132,7 +133,7 @@ def parameter_updated_twice(record: Record) -> Iterator[Finding]:
         return
     pair = sorted(set(rows[0]["opts"]) & set(record.steps_of))[:2]
     turns = [s["opt"] for s in record.steps if s["opt"] in pair]
-    changes = sum(a != b for a, b in zip(turns, turns[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(turns))
     if changes >= 4:
         yield Finding(
             measured=f"{plural(len(rows), 'tensor')} in two optimizers whose steps alternate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from verify.report import Finding, Status
@@ -205,7 +206,7 @@ def schedule_step_unit(record: Record) -> Iterator[Finding]:
 def _pairs(record: Record) -> list[tuple[Any, Any]]:
     """Each epoch that was gone through, with the one after it."""
     epochs = record.epochs
-    return [(a, b) for a, b in zip(epochs, epochs[1:], strict=False) if a.exhausted and a.counts["steps"]]
+    return [(a, b) for a, b in pairwise(epochs) if a.exhausted and a.counts["steps"]]
 
 
 def _decays_too_fast(record: Record, scheduler: Event, rates: list[float]) -> Iterator[Finding]:
@@ -217,7 +218,7 @@ def _decays_too_fast(record: Record, scheduler: Event, rates: list[float]) -> It
     per_epoch = gamma ** (batches / horizon) if scheduler["cls"] != "MultiStepLR" else gamma if horizon < batches else 1
     if per_epoch < 0.2 and horizon < batches:
         yield Finding(
-            measured=f"{scheduler['cls']} stepped once a batch: times {per_epoch:.2g} in one epoch of {batches} batches",
+            measured=f"{scheduler['cls']} stepped once a batch: times {per_epoch:.2g} in {batches} batches",
             expected="once an epoch",
             message="the learning rate is next to nothing after the first epochs",
             location=scheduler["loc"],
@@ -226,7 +227,7 @@ def _decays_too_fast(record: Record, scheduler: Event, rates: list[float]) -> It
 
 
 def _warmup_never_ends(scheduler: Event, rates: list[float]) -> Iterator[Finding]:
-    rising = all(b >= a for a, b in zip(rates, rates[1:], strict=False)) and rates[-1] > rates[0]
+    rising = all(b >= a for a, b in pairwise(rates)) and rates[-1] > rates[0]
     if rising and scheduler["cls"] in ("LambdaLR", "OneCycleLR", "LinearLR", "SequentialLR"):
         yield Finding(
             measured=f"{rates[0]:.2g} to {rates[-1]:.2g} over {len(rates)} epochs, still rising",
@@ -371,7 +372,7 @@ def learning_rate_jumps(record: Record) -> Iterator[Finding]:
         raise NotSeenError("several optimizers")
     rates = record.learning_rates(record.main_optimizer or 0)
     top, fallen = max(rates), False
-    for n, (before, after) in enumerate(zip(rates, rates[1:], strict=False), start=1):
+    for n, (before, after) in enumerate(pairwise(rates), start=1):
         fallen = fallen or after < 0.999 * before
         if after > JUMP * before and (fallen or before > 0.05 * top) and before > 0.01 * top:
             yield Finding(

@@ -454,7 +454,7 @@ def _earlier_checkpoints(ended: Ended, folder: Path) -> list[str]:
     if ended.code or ended.count("step") or ended.count("backward"):
         return []
     loads = [e["path"] for e in ended.events if e["kind"] == "load" and e.get("path")]
-    return [path for path in dict.fromkeys(loads) if not os.path.isabs(path) and (folder / path).is_file()]
+    return [path for path in dict.fromkeys(loads) if not Path(path).is_absolute() and (folder / path).is_file()]
 
 
 def _merge(ended: Ended, command: list[str], notes: list[str], cut: Cut, seconds: float) -> list[dict[str, Any]]:

@@ -49,7 +49,7 @@ class Mirror:
 
     def _link_siblings(self, parent: Path, copy: Path, left_out: str) -> None:
         try:
-            names = os.listdir(parent)
+            names = [path.name for path in parent.iterdir()]
         except OSError:
             return
         for name in names[:MOST_SIBLINGS]:
@@ -103,7 +103,7 @@ class Mirror:
 def _is_data(folder: Path) -> bool:
     """Many files and no code: linked as a whole."""
     try:
-        names = os.listdir(folder)
+        names = [path.name for path in folder.iterdir()]
     except OSError:
         return True
     return len(names) > MOST_FILES_IN_FOLDER and not any(name.endswith(".py") for name in names)
@@ -116,7 +116,8 @@ def put_back(backup: Path, project: Path) -> tuple[list[str], list[str]]:
         (paths restored, paths newly made outside of the project)
     """
     listing = backup / "list.jsonl"
-    restored, made = [], []
+    restored: list[str] = []
+    made: list[str] = []
     if not listing.exists():
         return restored, made
     entries: dict[str, dict] = {}

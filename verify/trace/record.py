@@ -292,7 +292,9 @@ class Record:
         loops = [e for e in self.of("loop") if e["step"] == 1 and e["stop"] - e["start"] >= 1]
         named = [e for e in loops if "epoch" in e["variable"].lower() or "epoch" in e["text"].lower()]
         around = [e for e in loops if e["around"] == "sched"]
-        chosen = named or around or (loops if len(loops) == 1 else [])
+        if named:  # a helper that trains one epoch may have a loop of its own inside
+            return int(max(e["stop"] - e["start"] for e in named))
+        chosen = around or (loops if len(loops) == 1 else [])
         return chosen[0]["stop"] - chosen[0]["start"] if chosen else None
 
     # -- evaluation ------------------------------------------------------------------------------------------------

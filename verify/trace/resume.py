@@ -1,4 +1,4 @@
-"""Starts a script again: once to see whether it repeats itself, and once more to see whether it goes on where it was."""
+"""Starts a script again: once to see whether it repeats itself, once more to see whether it goes on where it was."""
 
 from __future__ import annotations
 
@@ -216,8 +216,9 @@ def _show(rates: list[Any]) -> str:
 
 
 def _epochs_again(whole: Record, again: Record, reached: int, place: str) -> list[dict[str, str]]:
-    first, second = _epoch_loop(whole), _epoch_loop(again)
-    if first is None or second is None or first["loc"] != second["loc"]:
+    first = _epoch_loop(whole)
+    second = _epoch_loop(again, first["loc"]) if first else None
+    if first is None or second is None:
         return []
     begins = second["start"] - first["start"]
     if begins == reached:
@@ -234,7 +235,8 @@ def _epochs_again(whole: Record, again: Record, reached: int, place: str) -> lis
     ]
 
 
-def _epoch_loop(record: Record) -> dict[str, Any] | None:
-    loops = [e for e in record.of("loop") if e["step"] == 1]
+def _epoch_loop(record: Record, place: str = "") -> dict[str, Any] | None:
+    """The longest loop over epochs, or the one at a place: a helper may have a short loop of its own inside."""
+    loops = [e for e in record.of("loop") if e["step"] == 1 and (not place or e["loc"] == place)]
     named = [e for e in loops if "epoch" in e["variable"].lower() or "epoch" in e["text"].lower()]
-    return named[0] if named else None
+    return max(named, key=lambda e: e["stop"] - e["start"], default=None)

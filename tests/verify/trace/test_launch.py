@@ -68,7 +68,8 @@ def test_an_endless_script_is_ended(tmp_path: Path):
     assert judge(record, ["RUN"]).exit_code == 2
 
 
-ODD = """
+ODD = (
+    """
 import os, signal, sys
 assert sys.stdin.read() == ""
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -76,7 +77,9 @@ signal.signal(signal.SIGINT, lambda *_: None)
 for _ in range(20):
     print("x" * 2**20)
 os.chdir("/")
-""" + TRAIN + """
+"""
+    + TRAIN
+    + """
 train(1)
 child = os.fork()
 if child == 0:
@@ -89,6 +92,7 @@ print("last words")
 sys.exit(0)
 train(50)
 """
+)
 
 
 def test_a_script_may_do_odd_things(tmp_path: Path):
@@ -100,18 +104,22 @@ def test_a_script_may_do_odd_things(tmp_path: Path):
     assert not record.of("recorder_error")
 
 
-SPAWNED = """
+SPAWNED = (
+    """
 import torch.multiprocessing as mp
 
 
 def work(rank):
-""" + "".join(f"    {line}\n" if line else "\n" for line in TRAIN.splitlines()) + """
+"""
+    + "".join(f"    {line}\n" if line else "\n" for line in TRAIN.splitlines())
+    + """
     train()
 
 
 if __name__ == "__main__":
     mp.spawn(work, nprocs=1)
 """
+)
 
 
 def test_training_in_a_spawned_process_is_seen(tmp_path: Path):
@@ -153,9 +161,11 @@ def test_a_shell_that_starts_the_script_by_its_absolute_path(tmp_path: Path):
     assert {step["loc"].split(":")[0] for step in record.steps} == {"code/train.py"}
 
 
-CUDA = TRAIN.replace("model = ", "device = torch.device('cuda')\nmodel = ").replace(
-    "def train", "model.cuda()\nweights = torch.ones(2, device=device)\n\n\ndef train"
-).replace("model(a), b)", "model(a.to(device)), b.to('cuda', non_blocking=True), weight=weights)")
+CUDA = (
+    TRAIN.replace("model = ", "device = torch.device('cuda')\nmodel = ")
+    .replace("def train", "model.cuda()\nweights = torch.ones(2, device=device)\n\n\ndef train")
+    .replace("model(a), b)", "model(a.to(device)), b.to('cuda', non_blocking=True), weight=weights)")
+)
 
 
 def test_a_script_for_cuda_goes_on_without_it(tmp_path: Path):

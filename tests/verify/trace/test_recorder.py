@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.verify.trace.runs import PLAIN, watched
+from tests.verify.trace.runs import watched
 from verify.trace.record import Record
 
 # Every loader is shorter than the cut, so that watched and plain runs see the same batches.
@@ -95,7 +94,8 @@ def run(name, loader, epochs=2):
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            print(name, epoch, step, repr(loss.item()), len(loader) if name not in ("stream", "range") else "", file=said)
+            count = len(loader) if name not in ("stream", "range") else ""
+            print(name, epoch, step, repr(loss.item()), count, file=said)
     print(name, "after", repr(torch.rand(1).item()), repr(random.random()), repr(numpy.random.rand()), file=said)
 
 
@@ -144,3 +144,62 @@ def test_the_recorder_saw_it_all_without_an_error_of_its_own(both):
     assert not record.of("recorder_error", "crash")
     assert len(record.of("step")) == len(record.of("backward")) == len(record.of("loss")) == steps
     assert len(record.loaders) == 14
+
+
+LAPSE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+data = TensorDataset(torch.randn(203, 4), torch.randint(0, 2, (203,)))
+loader = DataLoader(data, batch_size=10, shuffle=True)
+model = nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+other = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, epochs=50, steps_per_epoch=len(loader))
+cosine = torch.optim.lr_scheduler.CosineAnnealingLR(other, T_max=50)
+for epoch in range(50):
+    sizes = []
+    for x, y in loader:
+        loss = nn.functional.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        other.step()
+        cycle.step()
+        sizes.append(len(y))
+    assert len(sizes) == len(loader) == 5, (len(sizes), len(loader))
+    assert sizes == [10, 10, 10, 10, 3], sizes
+    cosine.step()
+    assert len(list(DataLoader(data, batch_size=10))) == 5
+"""
+
+
+@pytest.fixture(scope="module")
+def lapse(tmp_path_factory) -> Record:
+    return watched(tmp_path_factory.mktemp("lapse"), LAPSE)
+
+
+def test_every_epoch_passes_and_len_agrees_with_the_batches(lapse: Record):
+    assert lapse.run["code"] == 0, lapse.run["log"]
+    assert lapse.ran_to_the_end
+    assert len(lapse.epochs) == 50
+    assert {(e.length, e.limit, e.counts["batches"], e.exhausted) for e in lapse.epochs} == {(21, 5, 5, True)}
+    assert any(note.startswith("time-lapse: at most 5 batches") for note in lapse.notes)
+
+
+def test_schedules_keep_their_shape(lapse: Record):
+    numbers = {event["cls"]: event["id"] for event in lapse.of("scheduler")}
+    cycle = [e["lrs"][0] for e in lapse.of("sched") if e["id"] == numbers["OneCycleLR"]]
+    cosine = [e["lrs"][0] for e in lapse.of("sched") if e["id"] == numbers["CosineAnnealingLR"]]
+    assert len(cycle) == 250
+    assert max(cycle) == pytest.approx(0.1, rel=1e-3)
+    assert max(range(250), key=cycle.__getitem__) == pytest.approx(0.3 * 250, abs=2)
+    assert cycle[-1] < 1e-5
+    assert len(cosine) == 50
+    assert cosine[-1] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_planned_epochs_are_read_from_the_loop(lapse: Record):
+    assert lapse.planned_epochs == 50

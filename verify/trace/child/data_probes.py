@@ -105,7 +105,7 @@ def _probe(capture: Any) -> Json:
         ("labels", lambda: labels(train, evals)),
         ("workers", lambda: workers(train, result.get("augmentation") or {}, clock.until(2.0))),
         ("flags", lambda: flags(train, result.get("augmentation") or {}, clock.until(1.0))),
-        ("learn", lambda: learn(train, evals, clock.until(1.5))),
+        ("learn", lambda: learn(train, evals, clock.until(2.5))),
     ]
     for name, part in parts:
         result[name] = {"skipped": "out of time"} if clock.left() <= 0 else _attempt(part)
@@ -1394,9 +1394,9 @@ def _features(view: View, until: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _small(tensor: torch.Tensor) -> torch.Tensor:
-    """At most about 1024 numbers of a sample: pictures are averaged, anything else is thinned."""
-    if tensor.ndim in (2, 3) and min(tensor.shape[-2:]) >= 16:
-        tensor = torch.nn.functional.adaptive_avg_pool2d(tensor.reshape(1, -1, *tensor.shape[-2:]), 16)
+    """At most about 1024 numbers of a sample: pictures are averaged to 8x8, anything else is thinned."""
+    if tensor.ndim in (2, 3) and min(tensor.shape[-2:]) >= 12:
+        tensor = torch.nn.functional.adaptive_avg_pool2d(tensor.reshape(1, -1, *tensor.shape[-2:]), 8)
     flat = tensor.flatten()
     return flat[:: max(1, len(flat) // 1024)]
 

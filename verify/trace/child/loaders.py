@@ -201,11 +201,7 @@ class TimeLapseIter(_BaseDataLoaderIter):
             yield from indices
             return
         yield from islice(indices, self.limit - 1)
-        last = None
-        for last in islice(indices, self.length - self.limit + 1):
-            pass
-        if last is not None:
-            yield last
+        yield from list(islice(indices, self.length - self.limit + 1))[-1:]
 
     def _ask_ahead(self) -> None:
         """The indices of one more batch, as early as with workers: a sampler may draw from the global generators."""

@@ -584,7 +584,7 @@ class Recorder:
 
     def _chain(self, tensor: Any) -> list[str]:
         """Names of the operations between the loss function and what `backward` is called on."""
-        node, target, names = getattr(tensor, "grad_fn", None), self.last_loss.get("node"), []
+        node, target, names = getattr(tensor, "grad_fn", None), self.last_loss.get("node"), list[str]()
         while node is not None and node is not target and len(names) < 8:
             names.append(type(node).__name__)
             following = [n for n, _ in node.next_functions if n is not None]
@@ -704,7 +704,7 @@ class Recorder:
         self.emit("weights", opt=info.number, step=self.step, sum=finite(total), state=len(info.optimizer.state))
 
     def _note_gradients(self, info: OptimizerInfo) -> None:
-        norms = {}
+        norms: dict[str, Any] = {}
         for model in list(self.models.values())[:4]:
             for name, p in model.named:
                 if p.grad is None or p.grad.is_sparse:
@@ -876,7 +876,7 @@ class Recorder:
             functions = getattr(self.schedulers.get(key), "lr_lambdas", None)
             if functions and callable(functions[0]):
                 self.emit("lambda_curve", id=number, points=_curve_of(functions[0]))
-        inner = {id(one) for s in self.schedulers.values() for one in getattr(s, "_schedulers", [])}
+        inner = {id(one) for s in self.schedulers.values() for one in _held_by(s)}
         for key, scheduler in self.schedulers.items():
             if key in told or key in inner:
                 continue
@@ -966,7 +966,8 @@ class Recorder:
 
 def _curve_of(function: Callable[[int], float]) -> list[list[float]]:
     """What a function of the number of calls gives, at more and more distant calls."""
-    points, call = [], 0
+    points: list[list[float]] = []
+    call = 0
     while call <= LONGEST_CURVE and len(points) < 600:
         points.append([call, float(function(call))])
         call += max(1, call // 60)
@@ -978,6 +979,12 @@ def _autocast() -> str:
         if torch.is_autocast_enabled(device):
             return f"{device}:{str(torch.get_autocast_dtype(device)).removeprefix('torch.')}"
     return ""
+
+
+def _held_by(scheduler: Any) -> list[Any]:
+    """What a scheduler keeps, lists unpacked: the schedules that it goes on with after a warm-up are among it."""
+    values = list(vars(scheduler).values())
+    return values + [item for value in values if isinstance(value, (list, tuple)) for item in value]
 
 
 def _plain(value: Any) -> Any:

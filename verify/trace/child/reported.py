@@ -42,10 +42,13 @@ def kept_graphs(frames: list[FrameType]) -> dict[str, int]:
                     node = next((n for n, _ in node.next_functions if type(n).__name__ == "AddBackward0"), None)
                 if depth >= 3:
                     found[name] = depth
-            elif type(value) is list and len(value) >= 3 and getattr(value[-1], "grad_fn", None) is not None:
-                if value[-1].numel() == 1:
-                    found[name] = len(value)
+            elif type(value) is list and len(value) >= 3 and _has_graph(value[-1]):
+                found[name] = len(value)
     return found
+
+
+def _has_graph(value: Any) -> bool:
+    return getattr(value, "grad_fn", None) is not None and value.numel() == 1
 
 
 def old_snapshots(recorder: Any, frames: list[FrameType]) -> dict[str, int]:

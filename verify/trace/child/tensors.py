@@ -37,7 +37,7 @@ def inputs_and_targets(batch: Any) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     rest = [t for t in found if t is not inputs and t.dim() >= 1 and len(t) == len(inputs)]
     whole = [t for t in rest if not t.is_floating_point()]
-    return inputs, (whole or rest or [None])[0]
+    return inputs, next(iter(whole or rest), None)
 
 
 def digest(tensor: Tensor | None) -> str:
