@@ -37,7 +37,7 @@ for finding in result.findings:
 """
 START = """from torch_audit import autopatch
 from torch_audit.reporters.console import ConsoleReporter
-auditor = autopatch(model, optimizer=OPT, every_n_steps=1, reporters=[ConsoleReporter()], fail_level="FATAL")
+auditor = autopatch(model, optimizer=OPT, every_n_steps=10, reporters=[ConsoleReporter()], fail_level="FATAL")
 """
 END = """result = auditor.finish(report=False)
 for finding in result.findings:

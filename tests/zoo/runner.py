@@ -161,8 +161,8 @@ def table(done: list[Case]) -> str:
     lines = [
         "# The zoo",
         "",
-        "Written by `make zoo`: bugs planted in healthy programs of different styles, one at a time, and healthy programs",
-        "that look suspicious, all run through what `kit watch` runs. A bug counts as caught when one of the rules that",
+        "Written by `make zoo`: bugs planted in healthy programs of different styles, one at a time, and healthy",
+        "programs that look suspicious, run through what `kit watch` runs. A bug is caught when one of the rules that",
         "are named for it beforehand reports it; a healthy program must not cause a single warning. The programs share",
         "one process that has imported torch, and only some are started a second time; `--real` does neither.",
         "",

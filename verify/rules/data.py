@@ -693,7 +693,7 @@ def normalisation_off(record: Record) -> Iterator[Finding]:
     Found by: range, mean and standard deviation of the training pictures, and of what reaches the first layer with
     weights; the constants of Normalize against the raw statistics that they imply.
     Not an error: pictures in [0, 1] or [-1, 1]; another dataset's constants, as fine-tuning needs them; scaling on the
-    device or within the model.
+    device or within the model; strong augmentation, when the evaluation split has the usual scale.
 
     Wrong: `Normalize((0.247, 0.243, 0.262), (0.491, 0.482, 0.447))`, mean and std swapped
     Right: `Normalize((0.491, 0.482, 0.447), (0.247, 0.243, 0.262))`
@@ -715,7 +715,8 @@ def normalisation_off(record: Record) -> Iterator[Finding]:
         return
     if not probe["image_like"] or len(made["shape"]) != 3:
         raise NotSeenError("the inputs are not pictures")
-    finding = _scale_problem(made, stats)
+    varying = bool(((probe.get("augmentation") or {}).get("train") or {}).get("varying"))
+    finding = _scale_problem(made, stats, varying)
     if finding is not None:
         status, measured, expected, message, hint = finding
         yield Finding(status=status, measured=measured, expected=expected, message=message, location=where, hint=hint)
@@ -733,7 +734,7 @@ def _what_is_trained_on(stats: Json) -> Json:
     return dict(given if moved > 0.5 * width else loaded)
 
 
-def _scale_problem(made: Json, stats: Json) -> tuple[Status, str, str, str, str] | None:
+def _scale_problem(made: Json, stats: Json, varying: bool) -> tuple[Status, str, str, str, str] | None:
     low, high = made["min"], made["max"]
     first = stats.get("first_layer") or {}
     measured_inside = "max" in first
@@ -771,9 +772,9 @@ def _scale_problem(made: Json, stats: Json) -> tuple[Status, str, str, str, str]
         return None
     if measured_inside and max(abs(first["min"] - low), abs(first["max"] - high)) > 0.1 * (high - low):
         return None  # the model scales its inputs itself
-    off = any(abs(mean) > MEAN_LIMIT for mean in made["mean"])
-    odd = any(not STD_LIMITS[0] <= std <= STD_LIMITS[1] for std in made["std"])
-    if not (off or odd) or (low >= IMAGENET_RANGE[0] and high <= IMAGENET_RANGE[1]) or len(made["mean"]) > 4:
+    if not _is_off(made) or (varying and _may_be_augmentation(made, stats)):
+        return None
+    if (low >= IMAGENET_RANGE[0] and high <= IMAGENET_RANGE[1]) or len(made["mean"]) > 4:
         return None
     return (
         Status.WARN,
@@ -782,6 +783,20 @@ def _scale_problem(made: Json, stats: Json) -> tuple[Status, str, str, str, str]
         "the constants of the normalisation do not fit the data",
         "compute mean and std over the training split, in the range that the pictures have by then",
     )
+
+
+def _is_off(made: Json, limit: float = MEAN_LIMIT) -> bool:
+    far = any(abs(mean) > limit for mean in made["mean"])
+    return far or any(not STD_LIMITS[0] <= std <= STD_LIMITS[1] for std in made["std"])
+
+
+def _may_be_augmentation(made: Json, stats: Json) -> bool:
+    """Whether random changes of the pictures (black borders, darker colours) explain it, and not the constants.
+
+    An evaluation split without them shows it; where none was seen, only what is far off counts.
+    """
+    evals = [one for one in stats["evals"] if not one.get("skipped") and len(one["mean"]) == len(made["mean"])]
+    return not any(map(_is_off, evals)) if evals else not _is_off(made, 2 * MEAN_LIMIT)
 
 
 def _few(values: list[float]) -> str:
