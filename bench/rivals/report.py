@@ -33,7 +33,7 @@ def page(
     """The whole page, in Markdown."""
     options = f" --every {every}" if every > 1 else ""
     number = {kind: (sum(not c.healthy for c in cs), sum(c.healthy for c in cs)) for kind, cs in cases.items()}
-    chosen = f", every {every}th of the suite's" if every > 1 else ""
+    chosen = " (a sample: every n-th of the suite's)" if every > 1 else ""
     out = [
         HEAD.format(options=options),
         "## What each is for",

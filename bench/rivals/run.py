@@ -4,6 +4,7 @@ python bench/rivals/run.py                      everything; prints the tables an
 python bench/rivals/run.py --every 3            every third model
 python bench/rivals/run.py --only torchtest2    one tool; writes nothing
 python bench/rivals/run.py --again              forget what earlier runs found
+python bench/rivals/run.py --report             run nothing, write about what every tool has seen so far
 
 The tools are installed into a folder of their own (`--work`, by default under the temporary folder); nothing is added
 to the kit's environment. Results are kept there, so that a run that was interrupted goes on.
@@ -175,6 +176,7 @@ def main() -> int:
     parser.add_argument("--only", choices=[tool.NAME for tool in TOOLS])
     parser.add_argument("--kinds", nargs="*", default=["program", "model"], choices=["model", "program"])
     parser.add_argument("--traincheck", action="store_true", help="TrainCheck too: about an hour")
+    parser.add_argument("--report", action="store_true", help="run nothing, write about what every tool has seen")
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     work = arguments.work.resolve()
@@ -182,11 +184,14 @@ def main() -> int:
     if arguments.again:
         for kept in [*work.glob("*.jsonl"), *work.glob("traincheck.json")]:
             kept.unlink()
-    python = install(work)
+    python = work / "env/bin/python" if arguments.report else install(work)
     all_cases = {"model": thinned(models(), arguments.every), "program": programs()}
     tools = [tool for tool in TOOLS if arguments.only in (None, tool.NAME)]
     kinds = arguments.kinds
-    carry_out(python, work, [(tool, kind, case) for kind in kinds for tool in tools for case in all_cases[kind]])
+    if arguments.report:
+        all_cases = {kind: seen_by_all(work, kind, cases) for kind, cases in all_cases.items()}
+    else:
+        carry_out(python, work, [(tool, kind, case) for kind in kinds for tool in tools for case in all_cases[kind]])
     made: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in kinds}
     for kind in kinds:
         for tool in tools:
@@ -212,6 +217,12 @@ def main() -> int:
     print(text)
     (ROOT / "docs" / "rivals.md").write_text(text, encoding="utf-8")
     return 0
+
+
+def seen_by_all(work: Path, kind: str, cases: list[Case]) -> list[Case]:
+    """The cases that every tool has a result of."""
+    names = set.intersection(*(set(read(results_of(work, tool, kind))) for tool in TOOLS))
+    return [case for case in cases if case.name in names]
 
 
 def thinned(cases: list[Case], every: int) -> list[Case]:

@@ -13,7 +13,6 @@ from tests.verify.trace.runs import TRAIN, write
 
 REPORT_KEYS = ["schema", "passed", "target", "device", "torch", "seconds", "checks"]
 CHECK_KEYS = ["code", "name", "status", "measured", "expected", "message", "hint", "location", "seconds"]
-QUICK = ("--max-epochs", "2", "--quick")
 
 
 def kit(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -46,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["-o", "no/such/report.txt", "--", "python", "train.py"], "report.txt"),
         (["--record", "missing.jsonl"], "missing.jsonl"),
         (["--record", "train.py"], "cannot be read as a record"),
-        (["--max-train-batches", "none", "--", "python", "train.py"], "not a valid int"),
+        (["--max-train-batches", "none", "--", "python", "train.py"], "--max-train-batches"),
     ],
 )
 def test_wrong_use_is_one_line(words: list[str], problem: str, folder: Path, monkeypatch, capsys):
@@ -59,14 +58,14 @@ def test_wrong_use_is_one_line(words: list[str], problem: str, folder: Path, mon
 
 
 def test_what_trained_nothing_is_no_pass(folder: Path, monkeypatch, capsys):
-    assert kit(monkeypatch, "watch", *QUICK, "--", "python", "train.py") == 2
+    assert kit(monkeypatch, "watch", "--", "python", "train.py") == 2
     assert "RUN074" in capsys.readouterr().out
 
 
 def test_a_kept_record_is_judged_again(folder: Path, monkeypatch, capsys):
     write(folder, TRAIN.replace("            optimizer.zero_grad()\n", "") + "train()\n")
     place = ["--format", "json", "--select", "TRN,RUN,OPT"]
-    assert kit(monkeypatch, "watch", *QUICK, *place, "--record", "run.jsonl", "--", "python", "train.py") == 1
+    assert kit(monkeypatch, "watch", *place, "--record", "run.jsonl", "--", "python", "train.py") == 1
     output, errors = capsys.readouterr()
     first = json.loads(output)
     assert errors == ""

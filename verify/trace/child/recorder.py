@@ -29,6 +29,7 @@ HEAVY_STEPS = 2
 # Steps at which gradients and parameters are looked at in full; between them only a few small tensors are.
 FULL_LOOKS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
 LARGEST_CACHED = 20_000_000
+LEAST_SECONDS = 4.0  # for the script after torch is imported, which may itself have taken all the time that there was
 LONGEST_CURVE = 2_000_000
 NORMS = (nn.modules.batchnorm._NormBase,)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -137,7 +138,8 @@ class Recorder:
         self.cut_train, self.cut_eval = options["train_batches"], options["eval_batches"]
         self.max_epochs, self.stop_after = options["max_epochs"], options["stop_after"]
         self.stop_steps = options["stop_steps"]
-        self.budget, self.deadline = options["compute_seconds"], options["deadline"]
+        self.budget = options["compute_seconds"]
+        self.deadline = max(options["deadline"], time.time() + LEAST_SECONDS)
         self.models: dict[int, ModelInfo] = {}
         self.others: dict[int, nn.Module] = {}
         self.optimizers: dict[int, OptimizerInfo] = {}

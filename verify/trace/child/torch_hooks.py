@@ -292,7 +292,8 @@ def _hook_schedulers(recorder: Recorder) -> None:
                 original(scheduler, *args, **options)
             finally:
                 depth[0] -= 1
-            if depth[0] == 0 and _active(recorder):
+            from_torch = sys._getframe(1).f_code.co_filename.endswith("lr_scheduler.py")
+            if depth[0] == 0 and _active(recorder) and not from_torch:
                 _note_schedule(recorder, scheduler, args, options)
 
         step._watched = True  # type: ignore[attr-defined]
@@ -309,20 +310,25 @@ def _hook_schedulers(recorder: Recorder) -> None:
             recorder.schedulers[id(scheduler)] = scheduler
 
     base.__init__ = init  # type: ignore[method-assign]
-    plateau = lr_scheduler.ReduceLROnPlateau
-    original_plateau = plateau.__init__
+    # These three do not call the constructor of their base class.
+    for name in ("ReduceLROnPlateau", "SequentialLR", "ChainedScheduler"):
+        _hook_constructor_of(getattr(lr_scheduler, name), wrap, depth, recorder)
 
-    def init_plateau(scheduler: Any, *args: Any, **options: Any) -> None:
+
+def _hook_constructor_of(cls: type, wrap: Callable[[type], None], depth: list[int], recorder: Recorder) -> None:
+    original = cls.__init__  # type: ignore[misc]
+
+    def init(scheduler: Any, *args: Any, **options: Any) -> None:
         wrap(type(scheduler))
         depth[0] += 1
         try:
-            original_plateau(scheduler, *args, **options)
+            original(scheduler, *args, **options)
         finally:
             depth[0] -= 1
         if _active(recorder):
             recorder.schedulers[id(scheduler)] = scheduler
 
-    plateau.__init__ = init_plateau  # type: ignore[method-assign]
+    cls.__init__ = init  # type: ignore[misc]
 
 
 @quiet
