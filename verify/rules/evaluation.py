@@ -235,6 +235,7 @@ def metric_wrong(record: Record) -> Iterator[Finding]:
 def _accuracy_mistakes(record: Record) -> Iterator[Finding]:
     seen: dict[str, list[tuple[str, float, float, Evaluation]]] = {}
     judged = 0
+    single = _one_at_a_time(record)
     for evaluation in record.evaluations:
         accuracy = evaluation.accuracy
         reported = {
@@ -243,7 +244,7 @@ def _accuracy_mistakes(record: Record) -> Iterator[Finding]:
             if _named(k, ACCURACY_WORDS) and not _named(k, ("train", "best", "top5", "prec5", "acc5"))
         }
         special = {k: v for k, v in reported.items() if _named(k, EVAL_WORDS) or "va" in k.lower()}
-        reported = special or reported
+        reported = special if special and single else reported
         if accuracy is None or not reported or len(evaluation.passes) < 2:
             continue
         judged += 1
@@ -261,7 +262,7 @@ def _accuracy_mistakes(record: Record) -> Iterator[Finding]:
         match = _match_accuracy(evaluation, reported, right, whole)
         if match:
             seen.setdefault(match[0], []).append((match[1], match[2], accuracy, evaluation))
-        elif special and evaluation.loader is not None and _is_plain(evaluation):
+        elif special and single and evaluation.loader is not None and _is_plain(evaluation):
             name = min(special)
             shown = special[name] / 100 if special[name] > 1 else special[name]
             if abs(shown - accuracy) > CLEARLY and len(special) == 1:
@@ -277,6 +278,12 @@ def _accuracy_mistakes(record: Record) -> Iterator[Finding]:
                 location=evaluation.values_loc or evaluation.passes[0]["loc"],
                 hint="count the right ones over all batches, and divide by the number of samples",
             )
+
+
+def _one_at_a_time(record: Record) -> bool:
+    """Whether one model is evaluated on one loader after each epoch, but for the last."""
+    kinds = [(e.passes[0]["model"], e.loader) for e in record.evaluations]
+    return len(set(kinds[:-1])) <= 1
 
 
 def _is_plain(evaluation: Evaluation) -> bool:

@@ -70,7 +70,9 @@ def gradients_cleared_before_step(record: Record) -> Iterator[Finding]:
     for _, steps in _main_steps(record):
         partly = [s for s in steps[1:] if s["backwards"] >= 2 and s["backwards_since_clear"] == 1 and not s["nested"]]
         whole = [s for s in partly if max(s["batches"], s["passes"]) >= s["backwards"]]
-        if len(whole) > MOST * len(steps) and len(record.steps_of) == 1 and not _is_two_step(record):
+        several = [s for s in steps[1:] if s["backwards"] >= 2]
+        often = len(whole) >= FEW_STEPS and len(whole) > MOST * len(several)
+        if often and len(record.steps_of) == 1 and not _is_two_step(record):
             yield Finding(
                 measured=f"{whole[0]['backwards']} backward passes a step, the gradient of the last one left",
                 expected="the sum of all",
@@ -211,7 +213,7 @@ def clip_misplaced(record: Record) -> Iterator[Finding]:
     for clip in clips:
         windows.setdefault(clip["step"], []).append(clip)
     twice = [w for w in windows.values() if len(w) >= 2 and len({c["backwards"] for c in w}) >= 2]
-    if len(twice) >= 2 and len(twice) > MOST * len(windows) and len(record.steps_of) == 1:
+    if len(twice) >= FEW_STEPS and len(record.steps_of) == 1:
         yield Finding(
             status=Status.WARN,
             measured=f"{len(twice[0])} times a step, between the backward passes",

@@ -149,9 +149,7 @@ def loss_not_mean(record: Record) -> Iterator[Finding]:
     backwards = record.of("backward")
     if not backwards:
         raise NotSeenError("no backward pass was seen")
-    summed = [
-        b for b in backwards if (b["reduction"] == "sum" and b["ratio"] == 1) or b["chain"] == ["SumBackward0", "loss"]
-    ]
+    summed = [b for b in backwards if (b["reduction"] == "sum" and b["ratio"] == 1) or _is_sum(b["chain"])]
     batch = max((p["n"] for p in record.of("pass") if p["trained"]), default=0)
     if len(summed) >= ENOUGH and len(summed) >= MOST * len(backwards) and batch > 1:
         yield Finding(
@@ -218,7 +216,7 @@ def loss_clamped(record: Record) -> Iterator[Finding]:
 def _is_sum(chain: list[str]) -> bool:
     """Whether backward starts from a sum that nothing divides."""
     start = [name for name in chain if name != "NegBackward0"][:1]
-    return start == ["SumBackward0"] and not any(n.startswith(("Div", "Mean", "Mul")) for n in chain[:3])
+    return start == ["SumBackward0"] and not any(n.startswith(("Div", "Mean", "Mul")) for n in chain[:2])
 
 
 def _is_clamp(name: str) -> bool:

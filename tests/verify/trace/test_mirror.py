@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import tempfile
 from pathlib import Path
@@ -139,3 +140,44 @@ def test_every_byte_is_as_before(home: Path):
     assert str(home / "outside" / "kept.txt") in record.run["restored"]
     assert not record.run["made"]
     assert not list((home.parent / "temporary").iterdir())
+
+
+def test_what_libraries_write_by_themselves_is_copied(tmp_path: Path):
+    project, scratch = tmp_path / "project", tmp_path / "scratch"
+    (project / ".git").mkdir(parents=True)
+    scratch.mkdir()
+    for name in ("model.safetensors", "data.bin2", "small.bin2"):
+        (project / name).write_bytes(b"0" * (10 if name.startswith("small") else LARGE))
+    copy = Mirror(project, scratch, frozenset({"small.bin2"})).copy
+    assert {path.name: path.is_symlink() for path in copy.iterdir()} == {
+        "model.safetensors": False,
+        "data.bin2": True,
+        ".git": True,
+    }
+    assert copy.parent.name == tmp_path.name
+    assert (copy / ".." / "project").resolve() == copy.resolve(), "the project is not reached through its parent"
+
+
+def test_the_first_of_several_copies_is_put_back(tmp_path: Path):
+    backup, project = tmp_path / "backup", tmp_path / "project"
+    backup.mkdir()
+    project.mkdir()
+    changed, new, outside = project / "changed", project / "new", tmp_path / "outside"
+    for path, text in (
+        (backup / "1", "first"),
+        (backup / "2", "second"),
+        (changed, "third"),
+        (new, "x"),
+        (outside, "x"),
+    ):
+        path.write_text(text)
+    entries = [
+        {"path": str(changed), "copy": str(backup / "1"), "existed": True, "folder": False},
+        {"path": str(changed), "copy": str(backup / "2"), "existed": True, "folder": False},
+        {"path": str(new), "copy": "", "existed": False, "folder": False},
+        {"path": str(outside), "copy": "", "existed": False, "folder": False},
+    ]
+    (backup / "list.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    assert put_back(backup, project) == ([str(changed)], [str(outside)])
+    assert changed.read_text() == "first"
+    assert not new.exists()

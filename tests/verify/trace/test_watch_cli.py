@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kit.cli import main
-from tests.verify.trace.runs import TRAIN, write
+from tests.verify.trace.runs import PLAIN, TRAIN, write
+from verify.trace import launch
 
 REPORT_KEYS = ["schema", "passed", "target", "device", "torch", "seconds", "checks"]
 CHECK_KEYS = ["code", "name", "status", "measured", "expected", "message", "hint", "location", "seconds"]
@@ -63,6 +64,7 @@ def test_what_trained_nothing_is_no_pass(folder: Path, monkeypatch, capsys):
 
 
 def test_a_kept_record_is_judged_again(folder: Path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "DEFAULT", PLAIN)
     write(folder, TRAIN.replace("            optimizer.zero_grad()\n", "") + "train()\n")
     place = ["--format", "json", "--select", "TRN,RUN,OPT"]
     assert kit(monkeypatch, "watch", *place, "--record", "run.jsonl", "--", "python", "train.py") == 1

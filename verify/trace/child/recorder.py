@@ -539,6 +539,7 @@ class Recorder:
 
     @quiet
     def _before_backward(self, root: Any) -> dict[str, Any]:
+        self.flush_passes(only_eval=True)
         if self.fresh_eval:
             self.look_at_report()
         tensor = root if isinstance(root, Tensor) else next(iter(root), None)

@@ -543,6 +543,7 @@ def _hook_distributed(recorder: Recorder) -> None:
         original_init(wrapper, module, *args, **options)
         if _active(recorder):
             recorder.wrapped_models[id(module)] = id(wrapper)
-            recorder.emit("ddp", rank=os.environ.get("RANK"), loc=recorder.here())
+            world = torch.distributed.get_world_size()
+            recorder.emit("ddp", rank=os.environ.get("RANK"), world=world, loc=recorder.here())
 
     DistributedDataParallel.__init__ = init  # type: ignore[method-assign]
