@@ -31,6 +31,7 @@ STD_LIMITS = (0.3, 5.0)
 IMAGENET_RANGE = (-2.2, 2.7)
 SWAP_TOLERANCE = 0.25  # in the logarithm: random crops with a black border move mean and std by 15%
 SPLIT_SHIFT = 0.5
+RAW_RATIO = 1.5
 SPLIT_RATIO = 2.0
 MIN_PICTURES = 48
 SCRAMBLED = 0.75  # roughness of the unscrambled picture, relative to the delivered one
@@ -847,7 +848,9 @@ def splits_normalised_differently(record: Record) -> Iterator[Finding]:
         shift, ratio = _difference(train, made)
         augmented = bool(((probe.get("augmentation") or {}).get("train") or {}).get("varying"))
         exchanged = _opposite(train, made)
-        if not constants and not exchanged and shift <= SPLIT_SHIFT and ratio <= SPLIT_RATIO + augmented:
+        raw = _one_is_raw(train, made) and ratio > RAW_RATIO
+        alike = shift <= SPLIT_SHIFT and ratio <= SPLIT_RATIO + augmented
+        if not constants and not exchanged and not raw and alike:
             continue
         certain = bool(constants) or _one_is_raw(train, made) or (len(train["shape"]) == 1 and (shift > 2 or ratio > 5))
         yield Finding(

@@ -374,7 +374,8 @@ def learning_rate_jumps(record: Record) -> Iterator[Finding]:
     top, fallen = max(rates), False
     for n, (before, after) in enumerate(pairwise(rates), start=1):
         fallen = fallen or after < 0.999 * before
-        if after > JUMP * before and (fallen or before > 0.03 * top) and before > 0.01 * top:
+        gradual = n > 2 and before != rates[n - 2] and before > 0.03 * top
+        if after > JUMP * before and before > 0.01 * top and (fallen or gradual):
             yield Finding(
                 measured=f"{before:.2g} to {after:.2g} at step {n + 1} of {len(rates)}",
                 expected="no jump",

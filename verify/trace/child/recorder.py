@@ -923,7 +923,10 @@ class Recorder:
         floating = [s for s in initial if s is not None and s[0].is_floating_point()]
         live_moved = any(not torch.equal(s[1], s[0]) for s in floating)
         info = self.models.get(id(twin))
-        wrapper = next((m for m in self.models.values() if twin in list(m.module.children())), None)
+        inside = set(map(id, twin.modules()))
+        wrapper = next(
+            (m for m in self.models.values() if twin in list(m.module.children()) or id(m.module) in inside), None
+        )
         from_model = all(
             torch.equal(a, s[1])
             for a, p in zip(start, trained.module.parameters())
