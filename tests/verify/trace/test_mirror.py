@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.verify.trace.runs import TRAIN, watched
+from verify.trace.mirror import Mirror, put_back
 
 LARGE = 2 * 2**20
 
