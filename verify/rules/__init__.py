@@ -119,12 +119,12 @@ def select_rules(select: list[str], ignore: list[str], subject: Subject = Subjec
         and not (ignore and code.startswith(tuple(ignore)))
     ]
     if not chosen:
-        raise ValueError(f"no rule about a {subject} is left to check: {_why_nothing(select)}")
+        raise ValueError(f"no rule is left to check about a {subject}: {_why_nothing(select)}")
     return chosen
 
 
 def _why_nothing(select: list[str]) -> str:
-    return f"{', '.join(select)} selects none, or ignores it again" if select else "every one is ignored"
+    return f"what {', '.join(select)} selects is about something else, or ignored" if select else "every one is ignored"
 
 
 def check_codes(prefixes: list[str]) -> None:

@@ -68,8 +68,6 @@ def make(recorder: Any) -> Capture:
     train, evals = None, []
     last = recorder._train_loader()
     for entry in recorder.loaders.values():
-        if not entry["passes"]:
-            continue
         loader = entry["loader"]
         use = LoaderUse(
             loader, loader.dataset, f"loader {entry['id']}", entry["loc"], entry["batches"], settings(loader)
