@@ -45,7 +45,7 @@ def try_resume(ended: Any, command: list[str], start: Any, cut: Any, left: float
     if left - (time.monotonic() - began) < ended.seconds / 3:
         return [*found, {"kind": "resume", "skipped": "there was no time to start the script again"}]
     again = _resuming(command, whole, Record(first.events))
-    second, _ = start(again, replace(short, stop_after=1), mirror)
+    second, _ = start(again, replace(short, stop_after=2), mirror)
     return [*found, _judge(whole, Record(first.events), second, stop, again != command)]
 
 
@@ -184,25 +184,34 @@ def _epoch_of(prints: list[dict[str, Any]], now: dict[str, Any] | None, stop: in
 
 
 def _lost_schedule(whole: Record, again: Record, reached: int, place: str) -> list[dict[str, str]]:
-    epochs = whole.epochs
-    if len(epochs) <= reached:
-        return []
-    begin = epochs[reached].begin
-    expected = next((s for s in whole.steps if s["i"] > begin), None)
-    got = again.steps[0]
-    if expected is None or _same(expected["lrs"], got["lrs"]):
-        return []
-    start = whole.steps[0]["lrs"]
-    restarted = _same(got["lrs"], start)
-    return [
-        {
-            "measured": f"learning rate {_show(got['lrs'])} at the first step",
-            "expected": f"{_show(expected['lrs'])}, as in the run that was not interrupted",
-            "message": "the schedule starts anew" if restarted else "the schedule is at another place than it was",
-            "location": place,
-            "hint": "save and load scheduler.state_dict(); build the scheduler before the optimizer's state is loaded",
-        }
-    ]
+    """The first learning rate of the resumed epochs that is not that of the whole run.
+
+    The first epoch is not enough: an optimizer's state brings its learning rate along, and only the next call of a
+    scheduler that was not restored goes wrong.
+    """
+    expected, got = _first_rates(whole)[reached:], _first_rates(again)
+    for n, (wanted, seen) in enumerate(zip(expected, got, strict=False)):
+        if not _same(wanted, seen):
+            restarted = _same(seen, whole.steps[0]["lrs"])
+            return [
+                {
+                    "measured": f"learning rate {_show(seen)} in epoch {reached + n + 1}",
+                    "expected": f"{_show(wanted)}, as in the run that was not interrupted",
+                    "message": "the schedule starts anew"
+                    if restarted
+                    else "the schedule is at another place than it was",
+                    "location": place,
+                    "hint": "save and load scheduler.state_dict(); build it before the optimizer's state is loaded",
+                }
+            ]
+    return []
+
+
+def _first_rates(record: Record) -> list[list[Any]]:
+    """The learning rates at the first step of each epoch."""
+    steps = [s for s in record.of("step") if s["opt"] == record.main_optimizer]
+    firsts = [next((s for s in steps if s["i"] > epoch.begin), None) for epoch in record.epochs]
+    return [step["lrs"] for step in firsts if step is not None]
 
 
 def _same(one: list[Any], other: list[Any]) -> bool:
