@@ -493,15 +493,23 @@ def _parse_codes(text: str | None) -> list[str] | None:
 def main() -> None:
     """Entry point of the `kit` command: click's errors in one line, Ctrl-C without a traceback."""
     try:
+        code = _run()
+    except KeyboardInterrupt:  # it may also come while an exception of typer's is handled
+        code = INTERRUPTED
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
         result = app(standalone_mode=False)
     except typer.Exit as error:
-        sys.exit(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
+        return int(error.exit_code)
+    except typer.Abort:
         typer.echo("kit: interrupted", err=True)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         typer.echo(f"kit: {error.format_message()} (see kit --help)", err=True)
-        sys.exit(WRONG_USE)
-    sys.exit(result if isinstance(result, int) else 0)
+        return WRONG_USE
+    return result if isinstance(result, int) else 0

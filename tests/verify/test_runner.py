@@ -332,7 +332,7 @@ def test_interrupt_ends_everything_without_a_traceback(folder: Path) -> None:
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert (output, errors) == ("", "")
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 

@@ -95,6 +95,7 @@ train(50)
 )
 
 
+@pytest.mark.slow
 def test_a_script_may_do_odd_things(tmp_path: Path):
     record = watched(tmp_path, ODD)
     assert record.run["code"] == 0
@@ -122,12 +123,14 @@ if __name__ == "__main__":
 )
 
 
+@pytest.mark.slow
 def test_training_in_a_spawned_process_is_seen(tmp_path: Path):
     record = watched(tmp_path, SPAWNED)
     assert record.run["code"] == 0, record.run["log"]
     assert len(record.steps) == 8
 
 
+@pytest.mark.slow
 def test_loaders_that_would_spawn_their_workers(tmp_path: Path):
     text = TRAIN.replace("shuffle=True)", "shuffle=True, num_workers=2, multiprocessing_context='spawn')")
     text += "\nif __name__ == '__main__':\n    train()\n"
@@ -139,6 +142,7 @@ def test_loaders_that_would_spawn_their_workers(tmp_path: Path):
 NAMES = ("verify", "kit", "data", "events", "torch_hooks", "files", "recorder", "bootstrap")
 
 
+@pytest.mark.slow
 def test_a_package_with_modules_of_our_names(tmp_path: Path):
     for name in NAMES:
         write(tmp_path, f"MINE = {name!r}\n", f"{name}.py")
@@ -152,6 +156,7 @@ def test_a_package_with_modules_of_our_names(tmp_path: Path):
     assert "pkg/train.py" in record.sources
 
 
+@pytest.mark.slow
 def test_a_shell_that_starts_the_script_by_its_absolute_path(tmp_path: Path):
     script = write(tmp_path, TRAIN + "train()\n", "code/train.py")
     (tmp_path / "elsewhere").mkdir()
@@ -178,6 +183,7 @@ def test_a_script_for_cuda_goes_on_without_it(tmp_path: Path):
     assert report.exit_code == 0
 
 
+@pytest.mark.slow
 def test_training_in_a_thread_is_seen(tmp_path: Path):
     text = TRAIN + "import threading\nthread = threading.Thread(target=train)\nthread.start()\nthread.join()\n"
     record = watched(tmp_path, text)

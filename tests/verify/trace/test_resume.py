@@ -120,6 +120,7 @@ for epoch in range(start, 6):
 )
 
 
+@pytest.mark.slow
 def test_a_real_script_is_stopped_and_resumed(tmp_path: Path):
     write(tmp_path, RESUMES)
     record: Record = watch(["python", "train.py"], folder=tmp_path, cut=replace(PLAIN, resume=True))
