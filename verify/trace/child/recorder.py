@@ -22,6 +22,7 @@ from .tensors import digest, inputs_and_targets, tensors_of
 PRINTED_BATCHES = 4
 LARGEST_SNAPSHOT = 2 * 2**30
 PROBE_NUMEL = 100_000
+MOST_OPERATIONS = 200  # between a model's output and the loss
 MOST_PENDING = 8
 MOST_CAPTURES = 2
 # Steps after which a model that is too heavy for the time there is gets fast-forwarded within its first epoch.
@@ -480,14 +481,23 @@ class Recorder:
         self.emit("loss", step=self.step, **fields)
 
     @quiet
-    def flush_passes(self, of: ModelInfo | None = None, only_eval: bool = False, trained: bool = False) -> None:
-        """Write down the forward passes of which it is known now whether they were trained on."""
+    def flush_passes(
+        self, of: ModelInfo | None = None, only_eval: bool = False, trained: bool = False, root: Any = None
+    ) -> None:
+        """Write down the forward passes of which it is known now whether they were trained on.
+
+        Args:
+            of: those of this model alone.
+            only_eval: those that are an evaluation alone: without gradients, or in eval mode and not part of `root`.
+            trained: the others are what the backward pass is about.
+            root: what `backward` is called on.
+        """
         if not self.pending:
             return
         keep = []
         for one in self.pending:
             other = of is not None and one.info is not of
-            if other or (only_eval and one.fields["grad"] and one.fields["training"]):
+            if other or (only_eval and one.fields["grad"] and (one.fields["training"] or _reaches(root, one.output))):
                 keep.append(one)
                 continue
             self._write_pass(one, trained and one.fields["grad"])
@@ -539,10 +549,10 @@ class Recorder:
 
     @quiet
     def _before_backward(self, root: Any) -> dict[str, Any]:
-        self.flush_passes(only_eval=True)
+        tensor = root if isinstance(root, Tensor) else next(iter(root), None)
+        self.flush_passes(only_eval=True, root=tensor)
         if self.fresh_eval:
             self.look_at_report()
-        tensor = root if isinstance(root, Tensor) else next(iter(root), None)
         value = tensor.detach().item() if isinstance(tensor, Tensor) and tensor.numel() == 1 else None
         chain = self._chain(tensor)
         stale = {}
@@ -1031,6 +1041,22 @@ def _is_from(one: Pass, inputs: Tensor) -> bool:
             return True
         following = [n for n, _ in node.next_functions if n is not None]
         node = following[0] if following else None
+    return False
+
+
+def _reaches(root: Any, output: Any) -> bool:
+    """Whether `output` is among the operations that `root` was computed by, close to it."""
+    target, found = getattr(output, "grad_fn", None), [getattr(root, "grad_fn", None)]
+    if target is None:
+        return False
+    seen = set(found)
+    for node in found:
+        if node is target:
+            return True
+        following = [n for n, _ in node.next_functions if n is not None and n not in seen] if node is not None else []
+        if len(seen) < MOST_OPERATIONS:
+            seen.update(following)
+            found.extend(following)
     return False
 
 
