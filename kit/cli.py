@@ -130,7 +130,11 @@ def verify(
         str | None, typer.Option(metavar="CODES", help="Only these codes or families: MOD,GRD301.")
     ] = None,
     ignore: Annotated[str | None, typer.Option(metavar="CODES", help="Not these codes or families.")] = None,
-    timeout: Annotated[float, typer.Option(metavar="S", min=1, help="Seconds for everything together.")] = 120,
+    quick: Annotated[bool, typer.Option("--quick", help="At most 10 s: what runs after each edit.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Up to 5 minutes, for models that take long.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="S", min=1, help="Seconds after which the model's process is killed (120).")
+    ] = None,
     record: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A record of `kit watch`: also check what verify.yaml says of the training."),
@@ -170,7 +174,16 @@ def verify(
     except SpecError as error:
         raise fail(error) from None
     seen = _read_record(record) if record else None
-    raise typer.Exit(_verify(spec, folder, device, require_gpu, timeout, Outputs(format_, output, html), seen))
+    limits = {"profile": _profile(quick, full), "timeout": timeout}
+    raise typer.Exit(_verify(spec, folder, device, require_gpu, limits, Outputs(format_, output, html), seen))
+
+
+def _profile(quick: bool, full: bool) -> Any:
+    from verify.runner import DEFAULT, FULL, QUICK
+
+    if quick and full:
+        raise fail("--quick and --full exclude each other")
+    return QUICK if quick else FULL if full else DEFAULT
 
 
 class Outputs:
@@ -238,7 +251,7 @@ def _write_file(path: Path, text: str) -> None:
 
 
 def _verify(
-    spec: Any, folder: Path, device: Device, require_gpu: bool, timeout: float, outputs: Outputs, seen: Any
+    spec: Any, folder: Path, device: Device, require_gpu: bool, limits: dict[str, Any], outputs: Outputs, seen: Any
 ) -> int:
     from verify.report import Status
     from verify.runner import verify_model
@@ -253,8 +266,8 @@ def _verify(
                 folder=folder,
                 device=device.value,
                 require_gpu=require_gpu,
-                timeout=timeout,
                 on_rule=progress.show,
+                **limits,
             )
         except ValueError as error:
             raise fail(error) from None

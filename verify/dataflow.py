@@ -88,7 +88,7 @@ class Dataflow:
         made_parameters: (module, class of what it made) for parameters that are made anew in every forward pass.
         read_buffers: float buffers that some operation reads.
         read_tensors: name -> float tensor that is an attribute, neither parameter nor buffer, and read.
-        sides: (operation, side before, side after) of the convolutions and poolings of feature maps.
+        sides: (operation, side before, side after) of the convolutions, patch embeddings and poolings of feature maps.
     """
 
     attentions: list[Attention] = field(default_factory=list)
@@ -331,7 +331,11 @@ class Watcher(TorchDispatchMode):
             return
         before, after = operation.inputs[0], operation.outputs[0]
         if before.dim() == 4 and after.dim() == 4:
-            kind = "convolution" if operation.name == "convolution" else "pooling"
+            kind = "pooling"
+            if operation.name == "convolution":
+                # A kernel as wide as its stride cuts patches.
+                stride = before.shape[-1] / max(1, after.shape[-1])
+                kind = "convolution" if operation.inputs[1].shape[-1] > stride else "patches"
             self.flow.sides.append((kind, min(before.shape[2:]), min(after.shape[2:])))
 
     # -- places of a sequence ------------------------------------------------------------------------------------
@@ -409,14 +413,12 @@ def looks_random(tensor: Tensor) -> bool:
 
 
 def coarse_stem(flow: Dataflow, side: int) -> tuple[int, int] | None:
-    """(side after the stem, smallest side of a feature map) if a first convolution with a stride and a pooling right
-    behind it leave at most a quarter of each side; else None."""
-    if not flow.sides:
-        return None
+    """(side after the stem, smallest side of a feature map) if a first convolution with a stride, alone or with a
+    pooling right behind it, leaves at most a quarter of each side; else None."""
     for (kind, before, after), (next_kind, _, pooled) in list(pairwise(flow.sides))[:1]:
-        if kind == "convolution" and next_kind == "pooling" and before == side and before > after > pooled:
-            smallest = min(after for _, _, after in flow.sides)
-            return (pooled, smallest) if 4 * pooled <= side else None
+        left = pooled if next_kind == "pooling" and after > pooled else after
+        if kind == "convolution" and before == side and before > after and 4 * left <= side:
+            return left, min(after for _, _, after in flow.sides)
     return None
 
 

@@ -471,6 +471,18 @@ def project_of(record: Record) -> Project:
     return project
 
 
+def torch_project(record: Record) -> Project:
+    """The Python files of a run that uses PyTorch.
+
+    Raises:
+        NotSeenError: no file does.
+    """
+    project = project_of(record)
+    if "torch" not in project.imported:
+        raise NotSeenError("no file of the project imports torch")
+    return project
+
+
 def parameters(node: Function | ast.Lambda) -> list[ast.arg]:
     """The named parameters of a function, in order."""
     return [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -493,6 +505,11 @@ def arguments(call: ast.Call, function: Function, project: Project) -> Iterator[
 def names_in(node: ast.AST) -> list[str]:
     """Every plain name in a node."""
     return [child.id for child in ast.walk(node) if isinstance(child, ast.Name)]
+
+
+def first_name(node: ast.expr) -> str:
+    """The first plain name in an expression, or ''."""
+    return (names_in(node) or [""])[0]
 
 
 def keyword(call: ast.Call, name: str) -> ast.expr | None:

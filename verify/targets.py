@@ -1,6 +1,6 @@
 """Targets: what `--model` names, turned into a function that builds the model.
 
-cnn                         a reference model of the kit
+cnn, resnet, vit            a reference model of the kit: three blocks; one block a stage; ViT-B/16 with 1000 classes
 net.py:Net, net.py          a class, function or instance in a file
 package.module:Net          the same in a module that can be imported
 torchvision:resnet18        a model of torchvision, random weights
@@ -49,7 +49,11 @@ class Reference:
     num_classes: int
 
 
-REFERENCES = {"cnn": Reference("cnn.py", "SimpleCNN", (3, 32, 32), 10)}
+REFERENCES = {
+    "cnn": Reference("cnn.py", "SimpleCNN", (3, 32, 32), 10),
+    "resnet": Reference("resnet.py", "ResNet", (3, 32, 32), 10),
+    "vit": Reference("vit.py", "vit", (3, 224, 224), 1000),
+}
 
 
 @dataclass

@@ -26,10 +26,6 @@ from verify.rules import Rule, select_rules
 from verify.spec import Spec
 from verify.targets import TargetError, resolve
 
-# The share of the time-out that memorising a batch may use before the other rules have had their turn.
-TRAINING_SHARE = 0.25
-LONGEST_TRAINING = 15.0
-
 
 class CountingOutput(io.TextIOBase):
     """Takes the place of the standard output: counts lines and drops all but the start of the first."""
@@ -71,17 +67,22 @@ def _emit(events: TextIO, **event: Any) -> None:
 
 
 def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> None:
+    started = time.monotonic()
     device = _device(request["device"], request["require_gpu"])
     _emit(events, event="begin", device=str(device), torch=torch.__version__)
     spec = Spec(**{**request["spec"], "training": None})
     target = resolve(spec.model, spec.kwargs, spec.num_classes, Path(request["folder"]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    budget = min(LONGEST_TRAINING, TRAINING_SHARE * request["timeout"])
-    probe = ModelProbe(target, spec, device, budget, output.summary, threads)
+    probe = ModelProbe(target, spec, device, request["training_seconds"], output.summary, threads)
     _emit(events, event="target", name=target.name)
     reported: dict[str, str] = {}
     for rule in select_rules(spec.select, spec.ignore):
+        if time.monotonic() - started > request["seconds"]:
+            reason = f"not begun: {request['seconds']:g} s were over (profile {request['profile']}); --full allows more"
+            late = Check(code=rule.code, name=rule.name, status=Status.SKIP, message=reason)
+            _emit(events, event="check", check=asdict(late))
+            continue
         _emit(events, event="start", code=rule.code, name=rule.name)
         for check in apply(rule, probe, reported):
             _emit(events, event="check", check=asdict(check))

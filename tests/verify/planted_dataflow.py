@@ -428,6 +428,23 @@ class ImageNetStem(nn.Module):
         return self.head(self.body(self.stem(x)).mean((2, 3)))
 
 
+class WideStem(nn.Module):
+    """One overlapping convolution that leaves a quarter of each side at once."""
+
+    side = 32
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 4, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(
+            *(nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(2))
+        )
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+
 PLANTED: list[tuple[type[nn.Module], str]] = [
     (vit(SoftmaxOverHeads), "MOD116"),
     (vit(SoftmaxOverQueries), "MOD116"),
@@ -462,6 +479,7 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (OverwritesSkipBehindConvolution, "MOD123"),
     (OverwritesSkipByMethod, "MOD123"),
     (ImageNetStem, "MOD125"),
+    (WideStem, "MOD125"),
     (LinearMadeInForward, "MOD126"),
     (NormMadeInForward, "MOD126"),
     (ParameterMadeInForward, "MOD126"),
@@ -979,6 +997,14 @@ class LeNet(nn.Module):
         return self.head(self.features(x).flatten(1))
 
 
+class PatchPyramid(WideStem):
+    """Patches of four pixels that do not overlap, halved twice, as pyramids of tokens do."""
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        super().__init__(num_classes)
+        self.stem[0] = nn.Conv2d(3, 8, 4, 4, bias=False)
+
+
 class StridesInBody(ImageNetStem):
     """The stem for small pictures."""
 
@@ -1047,5 +1073,6 @@ HEALTHY: list[type[nn.Module]] = [
     net(Concatenates),
     LeNet,
     StridesInBody,
+    PatchPyramid,
     LargePicture,
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from verify.trace.record import Event, Record
+from verify.trace.record import FORMAT, Event, Record
 
 EPOCHS, BATCHES, SIZE, EVAL_SIZES = 4, 6, 16, (16, 16, 8)
 Where = Callable[[Event], bool]
@@ -39,7 +39,9 @@ class Run:
         return self.events[-1]
 
     def _begin(self) -> None:
-        self.add("run", command=["python", "train.py"], code=0, log="epoch 3\n", notes=[], timed_out=False)
+        self.add(
+            "run", format=FORMAT, command=["python", "train.py"], code=0, log="epoch 3\n", notes=[], timed_out=False
+        )
         self.add("torch", version="2.9.0", cuda=False)
         self.add("seed", fn="torch.manual_seed", value=0, step=0, epoch=0, loc="train.py:3")
         group = {

@@ -388,3 +388,79 @@ class TestShadowed:
     )
     def test_conditions_and_computed_values_pass(self, code):
         assert problems(config.option_shadowed, code) == []
+
+
+HYDRA = """
+import hydra
+
+@hydra.main(version_base=None, config_path="conf", config_name="config")
+def main(cfg):
+    torch.manual_seed(cfg.seed)
+    optimizer = hydra.utils.instantiate(cfg.optimizer, model.parameters())
+    for epoch in range(cfg.trainer.epochs):
+        pass
+
+main()
+"""
+HYDRA_FILES = {
+    "conf/config.yaml": "defaults:\n  - trainer: short\n  - optimizer: sgd\nseed: 0\nhydra:\n  run:\n    dir: out\n",
+    "conf/trainer/short.yaml": "epochs: 5\n",
+    "conf/optimizer/sgd.yaml": "_target_: torch.optim.SGD\nlr: 0.1\nweight_decay: 0.0\n",
+}
+
+
+def hydra(*, code: str = HYDRA, **files: str) -> str:
+    changed = {name.replace("__", "/") + ".yaml": text for name, text in files.items()}
+    return unread({"train.py": code, **HYDRA_FILES, **changed})
+
+
+class TestHydra:
+    def test_unread_key_of_a_group_is_found_with_its_file(self):
+        files = {"train.py": HYDRA, **HYDRA_FILES, "conf/trainer/short.yaml": "epochs: 5\nclip: 1.0\n"}
+        finding = problems(config.option_never_read, files)[0]
+        assert finding.measured == "never read: trainer.clip"
+        assert finding.location == "conf/trainer/short.yaml:2"
+
+    def test_unread_key_of_a_file_that_says_where_it_belongs(self):
+        assert hydra(conf__experiment__one="# @package _global_\nseed: 3\nmixup: 0.2\n") == "mixup"
+        assert hydra(conf__extra__loss="# @package trainer\nsmoothing: 0.1\n") == "trainer.smoothing"
+        config_file = HYDRA_FILES["conf/config.yaml"].replace("  - trainer: short\n", "  - plan@trainer: short\n")
+        assert hydra(conf__config=config_file, conf__plan__short="epochs: 5\nclip: 1\n") == "trainer.clip"
+
+    def test_composed_in_code(self):
+        code = "import hydra\nhydra.initialize(config_path='conf')\ncfg = hydra.compose('config')\nprint(cfg.seed)\n"
+        assert hydra(code=code + "train(**cfg.trainer)\nbuild(cfg.optimizer)\n") == ""
+        assert hydra(code=code + "build(cfg.optimizer)\n") == "trainer"
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [
+            ("", ""),
+            ("    pass", "    train(**cfg.trainer)"),
+            ("cfg.trainer.epochs", "cfg['trainer']['epochs']"),
+            ("    pass", "    log(OmegaConf.to_yaml(cfg))"),
+        ],
+    )
+    def test_all_keys_are_read(self, old, new):
+        assert hydra(code=HYDRA.replace(old, new)) == ""
+
+    def test_handed_to_a_library(self):
+        assert hydra(code=HYDRA.replace("cfg.trainer.epochs", "plan(cfg.trainer)"), conf__trainer__short="a: 1\n") == ""
+
+    def test_interpolated_from_another_file(self):
+        files = {"conf__config": HYDRA_FILES["conf/config.yaml"] + "width: 3\n"}
+        assert hydra(**files) == "width"
+        assert hydra(**files, conf__optimizer__sgd="_target_: torch.optim.SGD\nlr: ${width}\n") == ""
+
+    def test_several_folders_are_not_judged(self):
+        code = HYDRA + "\n@hydra.main(config_path='other')\ndef second(cfg):\n    pass\n"
+        with pytest.raises(NotSeenError):
+            hydra(code=code, conf__trainer__short="epochs: 5\nclip: 1.0\n")
+
+    def test_omegaconf_without_hydra(self):
+        code = (
+            "from omegaconf import OmegaConf\ncfg = OmegaConf.merge(OmegaConf.load('a.yaml'), OmegaConf.from_cli())\n"
+        )
+        files = {"train.py": code + "OmegaConf.set_readonly(cfg, True)\nprint(cfg.optim.lr)\n"}
+        assert unread({**files, "a.yaml": "optim:\n  lr: 0.1\n  decay: 0.0\n"}) == "optim.decay"
+        assert unread({**files, "a.yaml": "optim:\n  lr: 0.1\n"}) == ""

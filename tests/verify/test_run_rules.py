@@ -9,7 +9,7 @@ import pytest
 from tests.verify.run_records import BATCHES, Run
 from verify.report import Check, Status
 from verify.rules import Subject, all_rules
-from verify.trace.record import Event, Record
+from verify.trace.record import FORMAT, Event, Record
 from verify.watch import _apply, judge
 
 MODULES = (
@@ -219,6 +219,7 @@ PLANTED: list[tuple[str, str, Change]] = [
     ("RUN072", "cuda", lambda run: run.more("cuda_asked", what=".cuda()", loc="train.py:9")),
     ("RUN073", "import", lambda run: crash(untrained(run), "ModuleNotFoundError")),
     ("RUN074", "untrained", untrained),
+    ("RUN076", "one-step", lambda run: run.more("ended", why="time", step=1)),
     ("RUN075", "input", lambda run: run.more("input", prompt="Go on?", loc="train.py:2")),
     # averages of the weights
     ("EMA041", "never-called", twin),
@@ -433,6 +434,8 @@ def metric_given(run: Run, name: str) -> Run:
 HEALTHY: list[tuple[str, str, Change]] = [
     ("RUN071", "ended-by-the-watcher", lambda run: run.put("run", code=1).more("ended", why="time", step=24)),
     ("RUN074", "crash", lambda run: crash(untrained(run))),
+    ("RUN076", "enough-steps", lambda run: run.more("ended", why="time", step=24)),
+    ("RUN076", "asked-for", lambda run: run.more("ended", why="steps", step=1)),
     (
         "EMA041",
         "saved",
@@ -731,3 +734,12 @@ def test_an_empty_record_is_no_pass():
     report = judge(Record([]))
     assert report.exit_code == 2
     assert not [check for check in report.checks if "internal error" in check.message]
+
+
+@pytest.mark.parametrize(("made_by", "status"), [(1, Status.SKIP), (FORMAT, Status.ERROR)])
+def test_what_an_old_record_does_not_hold_is_skipped(made_by: int, status: Status):
+    run = Run().put("run", format=made_by)
+    for event in run.events:
+        event.pop("cleared", None)
+    found = [check for check in judge(run.record()).checks if check.code == "TRN403"]
+    assert [check.status for check in found] == [status]

@@ -31,6 +31,11 @@ class Hangs(Healthy):
         while True:
             time.sleep(0.1)
 
+class Slow(Healthy):
+    def forward(self, x):
+        time.sleep(0.3)
+        return super().forward(x)
+
 class Exits(Healthy):
     def forward(self, x):
         sys.exit(0)
@@ -148,6 +153,19 @@ def test_memory_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     report = runner.verify_model(spec, folder=folder, timeout=60)
     assert report.exit_code == 2
     assert "used more than 2.0 GiB of memory" in report.checks[-1].message
+
+
+@pytest.mark.parametrize(("name", "exit_code"), [("Slow", 0), ("Hangs", 2)])
+def test_a_short_profile_skips_what_is_slow_and_says_so(folder: Path, name: str, exit_code: int) -> None:
+    from verify import runner
+    from verify.spec import Spec
+
+    short = runner.Profile("--short", seconds=4.0, training=0.5, timeout=8.0, forgiving=True)
+    report = runner.verify_model(Spec(model=f"net.py:{name}", input_size=[3, 16, 16]), folder=folder, profile=short)
+    assert report.exit_code == exit_code
+    assert report.seconds < 12
+    skipped = [check.message for check in report.checks if check.status == "skip"]
+    assert any("not begun" in text or "not finished" in text or "not reached" in text for text in skipped)
 
 
 def test_output_of_the_model_never_reaches_ours(folder: Path) -> None:

@@ -71,6 +71,7 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], terminal: int) ->
     root = str(Path(__file__).parents[2])
     sys.path[:] = [str(cwd), *(p for p in sys.path if p not in ("", root))]
     code = 0
+    _draw_seeds()
     try:
         main = sys.modules["__main__"]
         main.__file__ = script
@@ -89,6 +90,18 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], terminal: int) ->
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _draw_seeds() -> None:
+    """As in a process of its own: this fork would else continue the generators of the one it was made from."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed()
+    np.random.seed()
+    torch.seed()
 
 
 def _load(name: str, folder: Path) -> None:

@@ -23,6 +23,7 @@ MODULES = (
     "model",
     "dataflow",
     "data",
+    "mixing",
     "gradient",
     "training",
     "loop",

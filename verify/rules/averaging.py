@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
 from verify.trace.record import Event, NotSeenError, Record
+
+AVERAGES = frozenset(["ema", "average", "averaged", "avg", "swa", "shadow"])
 
 
 def _averages(record: Record) -> list[Event]:
@@ -49,12 +52,21 @@ def ema_never_evaluated(record: Record) -> Iterator[Finding]:
 
 @rule("EMA042", subject=Subject.RUN)
 def ema_never_updated(record: Record) -> Iterator[Finding]:
-    """The average of the weights is evaluated and never updated.
+    """The average of the weights is none: it is never updated, or it is the model itself.
 
-    Why it matters: what is evaluated is the untrained model.
-    Found by: a copy of the initial model that runs in the evaluations and is bit for bit what it was at the start.
-    Not an error: a frozen teacher, which does not run in evaluations.
+    Why it matters: what is evaluated and saved as the average is the untrained model, or the model of the last step.
+    Found by: a copy of the initial model that runs in the evaluations and is bit for bit what it was at the start;
+    an average that shares its tensors with the model each time that a checkpoint is saved.
+    Not an error: a frozen teacher, which does not run in evaluations; weights that are saved under two names, neither
+    of which is that of an average.
+
+    Wrong: `self.shadow = model.state_dict()`, then `self.shadow[name].mul_(decay).add_(value, alpha=1 - decay)`
+    Right: `self.shadow = copy.deepcopy(model.state_dict())`
     """
+    aliased = _aliased(record)
+    if aliased is not None:
+        yield aliased
+        return
     for twin in _averages(record):
         evaluated = twin["model"] is not None and twin["model"] in _evaluated(record)
         if evaluated and not twin["changed"] and twin["was_initial"] and len(record.evaluations) >= 2:
@@ -64,6 +76,36 @@ def ema_never_updated(record: Record) -> Iterator[Finding]:
                 message="the averaged model that is evaluated was never updated",
                 hint="call its update after optimizer.step()",
             )
+
+
+def _aliased(record: Record) -> Finding | None:
+    """An average that is the live model, in every checkpoint that holds it."""
+    events = [e for e in record.of("save") if e["step"] > 0 and e["content"]["kind"] == "dict"]
+    for name in sorted({key for e in events for pair in e.get("same", []) for key in pair if names_average(key)}):
+        holding = [e for e in events if name in e["content"]["keys"]]
+        pairs = [pair for e in holding for pair in e.get("same", []) if name in pair]
+        others = [key for pair in pairs for key in pair if not names_average(key)]
+        if len(holding) >= 2 and others and all(any(name in p for p in e.get("same", [])) for e in holding):
+            return _alias(f"{name!r} and {others[0]!r} of {holding[0]['path']} are the same tensors", holding[0]["loc"])
+    held = record.of("average_aliased")
+    if len(held) >= 2 and len(held) >= min(20, len({e["step"] for e in record.of("save") if e["step"] > 0})):
+        return _alias(f"{held[0]['name']} holds the tensors of the model", held[0]["loc"])
+    return None
+
+
+def names_average(name: str) -> bool:
+    """Whether a name says that an average of weights is behind it."""
+    return bool(set(re.split(r"[^a-z]+", name.lower())) & AVERAGES)
+
+
+def _alias(measured: str, place: str) -> Finding:
+    return Finding(
+        measured=measured,
+        expected="tensors of its own",
+        message="the average shares its tensors with the model: it is the model of the last step",
+        location=place,
+        hint="copy.deepcopy(model), or clone each tensor, before averaging",
+    )
 
 
 @rule("EMA043", severity=Status.WARN, subject=Subject.RUN)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import Subject, rule
+from verify.rules.averaging import names_average
+from verify.source import Project, keyword, literal, project_of, text_of
 from verify.trace.record import Event, NotSeenError, Record
+from verify.trace.resumed import BEST, COUNTER, ELSEWHERE
 
 MATCHED = 0.95
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# What weights_only=True takes, by the beginning of the type's name.
+PLAIN = ("builtins.", "collections.OrderedDict", "collections.defaultdict", "torch.Size", "torch.dtype", "torch.device")
 HEADS = ("head", "fc", "classifier", "linear", "logits", "output", "proj_out", "last")
 
 
@@ -131,25 +139,55 @@ def checkpoint_unsafe(record: Record) -> Iterator[Finding]:
     Why it matters: since torch 2.6 `torch.load` refuses anything but tensors and plain containers, so resuming fails on
     the day it is needed; `weights_only=False` runs whatever code the file holds.
     Found by: loading the saved files with `weights_only=True`.
-    Not an error: scripts that say `weights_only=False` themselves, for which this is a note.
+    Not an error: scripts that load these files with `weights_only=False` themselves, for which this is a note.
 
     Wrong: `torch.save({"args": args, ...})` with an argparse Namespace
     Right: `torch.save({"args": vars(args), ...})`
     """
     if not record.of("saved_file"):
         raise NotSeenError("no small file was saved with torch.save")
-    said = any("weights_only=False" in text.replace(" ", "") for text in record.sources.values())
     for event in record.of("saved_file"):
-        if not event["safe"]:
-            yield Finding(
-                status=Status.NOTE if said else Status.WARN,
-                measured=event["problem"],
-                expected="loads with weights_only=True",
-                message=f"{event['path']} does not load with the default of torch.load",
-                location=next((s["loc"] for s in record.of("save") if s["path"] == event["path"]), ""),
-                hint="save tensors, numbers, strings, lists and dicts only: vars(args) instead of args",
-            )
-            return
+        if event["safe"]:
+            continue
+        saves = [e for e in record.of("save") if e["path"] == event["path"]]
+        culprits = _objects(saves[-1]["content"]) if saves else []
+        yield Finding(
+            status=Status.NOTE if _is_trusted(record, event["path"]) else Status.WARN,
+            measured=shortlist(culprits) or ANSI.sub("", event["problem"]),
+            expected="loads with weights_only=True",
+            message=f"{event['path']} does not load with the default of torch.load",
+            location=saves[0]["loc"] if saves else "",
+            hint="save tensors, numbers, strings, lists and dicts only: vars(args) instead of args",
+        )
+        return
+
+
+def _objects(content: Any, name: str = "") -> list[str]:
+    """What in a checkpoint is no plain data: a module, an object of a class."""
+    if not isinstance(content, dict):
+        return []
+    kind = str(content.get("type", ""))
+    if content.get("kind") == "module" or (content.get("kind") == "other" and not kind.startswith(PLAIN)):
+        return [f"{name!r} is of the class {kind}" if name else f"an object of the class {kind}"]
+    return [found for key, inner in (content.get("keys") or {}).items() for found in _objects(inner, str(key))]
+
+
+def _is_trusted(record: Record, path: str) -> bool:
+    """Whether the project itself loads a file with `weights_only=False`."""
+    loads = record.of("load")
+    if any(e["path"] == path and e["weights_only"] is False for e in loads):
+        return True
+    if any("weights_only=False" in event["text"].replace(" ", "") for event in record.of("sibling")):
+        return True
+    try:
+        project = project_of(record)
+    except NotSeenError:
+        return False
+    # The keyword may be given to a wrapper of torch.load, or to functools.partial.
+    trusting = [project.at(c) for c in project.calls if literal(keyword(c, "weights_only")) is False]
+    careful = [c for c in project.calls if project.qualified(c.func) == "torch.load" and not keyword(c, "weights_only")]
+    elsewhere = {e["loc"] for e in loads if e["path"] != path} if careful else set()
+    return any(place not in elsewhere for place in trusting)
 
 
 @rule("CKP019", subject=Subject.RUN)
@@ -183,14 +221,107 @@ def resume_loses_state(record: Record) -> Iterator[Finding]:
     Why it matters: without the optimizer's moments, the schedule or the epoch, training takes a jump back; the result
     of a long run depends on how often it was interrupted.
     Found by: stopping the script after a few epochs and starting it again: learning rate, moments, epochs and weights
-    at the first step after that, against those of a run that was not interrupted.
+    at the first step after that, against those of a run that was not interrupted; after the first resumed epoch, the
+    best result, the patience and the loss of an average. And by reading the source: what the checkpoint holds beside
+    the optimizer's state that is read back, and no code ever takes out of it again.
     Not an error: scripts that cannot resume.
 
     Wrong: `model.load_state_dict(ckpt["model"])` alone
-    Right: model, optimizer, scheduler, epoch and random state
+    Right: model, optimizer, scheduler, epoch, best result, averages and random state
     """
-    for finding in _resume(record).get("lost", []):
+    forgotten = [*_never_read_back(record)]
+    try:
+        lost = _resume(record).get("lost", [])
+    except NotSeenError:
+        if not forgotten:
+            raise
+        lost = []
+    for finding in lost:
         yield Finding(**finding)
+    if not lost:
+        yield from forgotten
+
+
+def _never_read_back(record: Record) -> Iterator[Finding]:
+    """State that is saved beside the optimizer's, and that the code which restores the latter leaves where it is."""
+    saves = [e for e in record.of("save") if _optimizer_keys(e["content"])]
+    if not saves:
+        return
+    content = saves[-1]["content"]["keys"]
+    project = project_of(record)
+    reads = _constant_reads(project)
+    if not any(key in reads for key in _optimizer_keys(saves[-1]["content"])) or _reads_hidden(project, reads, content):
+        return
+    mentioned = {word for e in record.of("sibling") for word in re.findall(r"\w+", e["text"])}
+    lost = [key for key, inner in content.items() if _is_state(key, inner) and key not in reads]
+    lost = [key for key in lost if not set(re.findall(r"\w+", key)) & mentioned]
+    if lost:
+        heavy = any(content[key]["kind"] != "value" for key in lost)
+        yield Finding(
+            status=Status.FAIL if heavy else Status.WARN,
+            measured=f"never read back: {', '.join(lost)}",
+            expected="all that resuming needs is restored",
+            message=f"the checkpoint holds {shortlist(lost)}, and the code that resumes from it leaves "
+            f"{'it' if len(lost) == 1 else 'them'} out",
+            location=saves[-1]["loc"],
+            hint="restore it beside the optimizer's state",
+        )
+
+
+def _optimizer_keys(content: Any) -> list[str]:
+    if not isinstance(content, dict) or content.get("kind") != "dict":
+        return []
+    return [key for key, inner in content["keys"].items() if isinstance(inner, dict) and inner["kind"] == "optimizer"]
+
+
+def _is_state(key: str, inner: Any) -> bool:
+    """Whether a resumed run needs it: averages, schedules, scalers, the best result, patience."""
+    if not isinstance(inner, dict):
+        return False
+    if inner["kind"] == "weights" or (inner["kind"] == "dict" and inner["keys"]):
+        named = names_average(key) or (inner["kind"] == "dict" and re.search(r"sched", key, re.IGNORECASE))
+        return bool(named)
+    if inner["kind"] in ("scheduler", "scaler"):
+        return True
+    number = inner["kind"] == "value" and isinstance(inner["value"], int | float) and inner["value"] is not None
+    return number and not ELSEWHERE.search(key) and bool(BEST.search(key) or COUNTER.search(key))
+
+
+def _constant_reads(project: Project) -> dict[str, list[ast.expr]]:
+    """The expressions that a constant key is read from, by key; a key that is named anywhere else counts as read."""
+    found: dict[str, list[ast.expr]] = {}
+    for node in project.nodes(ast.Constant):
+        up = project.parent.get(node)
+        if not isinstance(node.value, str) or (isinstance(up, ast.Dict) and node in up.keys):
+            continue
+        if isinstance(up, ast.Subscript) and up.slice is node and not isinstance(up.ctx, ast.Load):
+            continue
+        base = up.value if isinstance(up, ast.Subscript) else None
+        found.setdefault(node.value, []).extend([base] if base is not None else [])
+    return found
+
+
+def _reads_hidden(project: Project, reads: dict[str, list[ast.expr]], content: dict[str, Any]) -> bool:
+    """Whether the checkpoint is also read in a way that does not name its keys: unpacked, iterated, handed on."""
+    names = {ast.unparse(base) for key in content for base in reads.get(key, [])}
+    for node in project.nodes(ast.Name, ast.Attribute):
+        up = project.parent.get(node)
+        if not isinstance(getattr(node, "ctx", None), ast.Load) or ast.unparse(node) not in names:
+            continue
+        if isinstance(up, ast.Subscript) and up.value is node and text_of(up.slice) is not None:
+            continue
+        if isinstance(up, ast.Attribute) and up.attr in ("get", "pop", "keys"):
+            continue
+        if isinstance(up, ast.Compare | ast.If | ast.Assert | ast.Return | ast.Delete):
+            continue
+        if isinstance(up, ast.Call) and (project.callees(up) or _only_keeps(project, up)):
+            continue
+        return True
+    return False
+
+
+def _only_keeps(project: Project, call: ast.Call) -> bool:
+    return project.qualified(call.func) == "torch.save" or project.builtin(call.func) in ("print", "len", "isinstance")
 
 
 @rule("CKP015", severity=Status.WARN, subject=Subject.RUN)

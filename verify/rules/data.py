@@ -11,6 +11,7 @@ from typing import Any
 
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import Subject, rule
+from verify.trace.child.names import role, role_of_all
 from verify.trace.record import NotSeenError, Record
 
 Json = dict[str, Any]
@@ -39,6 +40,9 @@ COMB_RATIO, COMB_ERRORS = 0.98, 8.0
 # Label statistics, in standard deviations from what shuffled labels give.
 PREDICTABLE = 5.0
 CHANCE = 1.64
+UNPREDICTABLE = 3.0
+LEAST_LABELLED, LEAST_NUMBERED = 200, 300
+LEAST_STEPS = 40
 IGNORED_LABELS = {-100, -1, 255}
 
 RANDOM_CODE = re.compile(
@@ -624,9 +628,11 @@ def splits_overlap(record: Record) -> Iterator[Finding]:
     """An evaluation split holds samples that training sees.
 
     Why it matters: the score is that of memory, and the best checkpoint the one that memorised most.
-    Found by: indices of views of one dataset; else the raw rows, files or items of both splits, by hash.
-    Not an error: the accuracy on training data next to a real validation; a few duplicates, which CIFAR and
-    Fashion-MNIST have themselves; samples that occur twice within a split too, such as blank pictures.
+    Found by: indices of views of one dataset; else the raw rows, files or items of both splits, by hash. Without a
+    DataLoader: the rows of the tensors that batches are cut from, and of those that are called validation or test.
+    Not an error: the accuracy on training data next to a real validation, unless the split is called validation or
+    test; a fold that training leaves out by index; a few duplicates, which CIFAR and Fashion-MNIST have themselves;
+    samples that occur twice within a split too, such as blank pictures.
 
     Wrong: `val_index = order[:5000]; train_index = order[2500:]`; `CIFAR10(root, train=True)` as test set
     Right: `train_index, val_index = order[:45000], order[45000:]`
@@ -637,9 +643,10 @@ def splits_overlap(record: Record) -> Iterator[Finding]:
     clean = any(made["share"] < OVERLAP_FAIL for _, made in judged)
     others = _evaluated_later(record, probe) or len(judged) < sum(view["evaluated"] for view in probe["evals"])
     for view, made in judged:
-        if made["share"] >= CONTAINED and clean:
+        held_out = _held_out(record, view)
+        if made["share"] >= CONTAINED and clean and not held_out:
             continue
-        status = _overlap_status(made, others)
+        status = _overlap_status(made, others and not held_out)
         if status is None:
             continue
         share = f"{made['share']:.1%}" if made["share"] < 1 else "all"
@@ -655,6 +662,52 @@ def splits_overlap(record: Record) -> Iterator[Finding]:
         )
         return
     yield Finding(status=Status.PASS, measured=f"{plural(len(judged), 'evaluation split')} compared")
+
+
+def _held_out(record: Record, view: Json) -> bool:
+    """Whether the script calls a split validation or test, by what holds its loader or by the line that makes it."""
+    names = [name for name in view.get("names") or [] if not name.rpartition(".")[2].isdigit()]  # no item of a list
+    if any(role(name) for name in names):
+        return role_of_all(names) == "eval"
+    return role_of_all(_names_in_source(record, str(view.get("loc") or ""))) == "eval"
+
+
+def _names_in_source(record: Record, loc: str) -> list[str]:
+    """Names that the statement at a place assigns to, keys that it fills, or the function that returns from there."""
+    path, _, number = loc.rpartition(":")
+    text = next((text for name, text in record.sources.items() if name == path or name.endswith("/" + path)), None)
+    if text is None or not number.isdigit():
+        return []
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return []
+    line = int(number)
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.Assign, ast.Return)) or not node.lineno <= line <= (node.end_lineno or 0):
+            continue
+        if isinstance(node, ast.Assign):
+            return _assigned_at(node, line)
+        functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and node in ast.walk(f)]
+        return [function.name for function in functions[-1:]] if isinstance(node.value, ast.Call) else []
+    return []
+
+
+def _assigned_at(node: ast.Assign, line: int) -> list[str]:
+    targets = _flat_targets(node.targets[0])
+    value = node.value
+    if isinstance(value, ast.Tuple) and len(value.elts) == len(targets):
+        at = [t for t, made in zip(targets, value.elts, strict=True) if made.lineno <= line <= (made.end_lineno or 0)]
+        return [_last_name(t) for t in at] if len(at) == 1 else []
+    if isinstance(value, ast.Dict):
+        pairs = zip(value.keys, value.values, strict=True)
+        at_keys = [key for key, made in pairs if made.lineno <= line <= (made.end_lineno or 0)]
+        return [str(key.value) for key in at_keys if isinstance(key, ast.Constant)] if len(at_keys) == 1 else []
+    if len(targets) != 1:
+        return []
+    target = targets[0]
+    key = target.slice if isinstance(target, ast.Subscript) else None
+    return [str(key.value)] if isinstance(key, ast.Constant) else [_last_name(target)]
 
 
 def _evaluated_later(record: Record, probe: Json) -> bool:
@@ -1044,8 +1097,9 @@ def class_missing(record: Record) -> Iterator[Finding]:
     """Training has no sample of a class that is evaluated.
 
     Why it matters: the network can never predict it, and the score is bounded by that.
-    Found by: all labels of the training split against the labels of the evaluation.
-    Not an error: evaluation on new classes alone, as in metric learning.
+    Found by: all labels of the training split against the labels of the evaluation. A class that has hardly any
+    training sample counts too, where all others have the same share in both splits.
+    Not an error: evaluation on new classes alone, as in metric learning; long-tailed training data.
 
     Wrong: `train = data[:40000]` of a file that is sorted by class
     Right: `train_test_split(..., stratify=labels)`
@@ -1059,6 +1113,8 @@ def class_missing(record: Record) -> Iterator[Finding]:
     for view, other in _judged(probe, made["evals"]):
         theirs = _counts(other)
         missing = [value for value, count in theirs.items() if value not in ours and count >= 2 and value >= 0]
+        if not missing and _is_classification(other):
+            yield from _nearly_missing(ours, theirs, view)
         if not missing or not _is_classification(other) or 2 * len(missing) > len(theirs):
             continue
         yield Finding(
@@ -1080,12 +1136,19 @@ def labels_unrelated(record: Record) -> Iterator[Finding]:
     Why it matters: training on them is memorising; a score on them is chance.
     Found by: predicting each label from the nearest other sample. One split is predictable far beyond chance, the
     other one, with as many samples, not at all; or both are, and a fixed renaming of classes is needed between them.
-    Not an error: data that is too hard for the nearest neighbour in both splits; partly noisy labels.
+    Or nothing predicts them at all: not the nearest sample by pixels, by frequencies or by colours, not a plane
+    through the samples, within a split or from one to the other, and the network's answers in evaluation stay at
+    chance too. The same for a target that is one number.
+    Not an error: data that is too hard for the nearest neighbour in both splits, if the network learns something;
+    inputs that are noise; partly noisy labels.
 
     Wrong: `images = sorted(glob(a)); labels = os.listdir(b)`; `targets = targets[torch.randperm(n)]`
     Right: shuffle images and labels with one permutation
     """
     probe = _data(record)
+    if _measured(probe, "numbers"):
+        yield from _numbers_unrelated(record, probe)
+        return
     made = _part(probe, "learn")
     train, other = made["train"], made["eval"]
     comparable = train["n"] >= 0.7 * other["n"] and other["n"] >= 60
@@ -1102,6 +1165,15 @@ def labels_unrelated(record: Record) -> Iterator[Finding]:
             hint="are inputs and labels read, sorted or shuffled separately?",
         )
         return
+    if _nothing_predicts(made) and not _network_learns(record):
+        yield Finding(
+            measured=measured + "; nothing else predicts them, nor does the network in evaluation",
+            expected="better than chance",
+            message="the labels look unrelated to the inputs, in training and in evaluation",
+            location=_where(probe["train"]),
+            hint="are inputs and labels read, sorted or shuffled separately? look at a few samples with their labels",
+        )
+        return
     if "across" not in made or not made["same_labels"] or min(train["z"], other["z"]) < PREDICTABLE:
         return
     across, mapping = made["across"], made["mapping"]
@@ -1116,12 +1188,117 @@ def labels_unrelated(record: Record) -> Iterator[Finding]:
         )
 
 
+def _nearly_missing(ours: dict[int, int], theirs: dict[int, int], view: Json) -> Iterator[Finding]:
+    """One class that training hardly has, while every other one has about the share that the evaluation has."""
+    total, other_total = sum(ours.values()), sum(theirs.values())
+    expected = {value: count * total / other_total for value, count in theirs.items()}
+    rare = [v for v, count in expected.items() if count >= 30 and theirs[v] >= 10 and ours[v] < count / 4]
+    alike = [v for v in theirs if v not in rare and 0.6 < ours[v] / expected[v] < 1.7]
+    if len(rare) == 1 and len(alike) == len(theirs) - 1 and len(theirs) >= 3:
+        value = rare[0]
+        yield Finding(
+            measured=f"class {value}: {ours[value]} of {total:,} training samples, {theirs[value]} of {other_total:,} "
+            "in evaluation",
+            expected=f"about {expected[value]:.0f} in training",
+            message="training has hardly any sample of a class that is evaluated",
+            location=_where(view),
+            hint="split at random, or stratified by class",
+        )
+
+
+def _measured(probe: Json, name: str) -> bool:
+    part = probe.get(name)
+    return isinstance(part, dict) and not part.get("skipped")
+
+
+def _nothing_predicts(made: Json) -> bool:
+    """Whether every way to predict a label fails, with so many samples of each class that one should not."""
+    ways = [made["train"], made["eval"], made.get("across"), *made.get("other_ways", [])]
+    enough = made["train"]["n"] >= max(LEAST_LABELLED, 20 * made["classes"]) and made["eval"]["n"] >= 60
+    measured = len(ways) >= 7 and all(ways) and made.get("floating", False)
+    return enough and measured and made["classes"] >= 2 and max(way["z"] for way in ways) < UNPREDICTABLE
+
+
+def _network_learns(record: Record) -> bool:
+    """Whether the network's answers beat chance in an evaluation; in training it may memorise what means nothing.
+
+    So it is too when it had no time to show anything, or when its answers were not seen.
+    """
+    judged = [one for one in record.evaluations if one.accuracy is not None]
+    if len(record.steps) < LEAST_STEPS or not judged:
+        return True
+    return any(_beats_chance(one.passes) for one in judged)
+
+
+def _beats_chance(passes: list[Json]) -> bool:
+    count = sum(event["n"] for event in passes)
+    classes = max((event.get("shape") or [0, 2])[-1] for event in passes)
+    chance = 1 / max(2, classes)
+    return sum(event["correct"] for event in passes) > count * chance + 5 * (count * chance * (1 - chance)) ** 0.5
+
+
+def _numbers_unrelated(record: Record, probe: Json) -> Iterator[Finding]:
+    made = probe["numbers"]
+    ways = [made["train"], made["plane"], *([made["across"]] if "across" in made else [])]
+    if made["n"] < LEAST_NUMBERED or max(ways) >= UNPREDICTABLE or _loss_falls(record):
+        return
+    yield Finding(
+        measured=f"rank correlation with the nearest sample's target {made['train']:+.1f} standard deviations from "
+        f"chance, with a linear prediction {made['plane']:+.1f}",
+        expected=f"more than {UNPREDICTABLE:g}",
+        message="the targets look unrelated to the inputs",
+        location=_where(probe["train"]),
+        hint="are inputs and targets read, sorted or shuffled separately?",
+    )
+
+
+def _loss_falls(record: Record) -> bool:
+    """Whether an evaluation's loss gets clearly lower than the split's first ones; also when it had no time to."""
+    splits: dict[int | None, list[float]] = {}
+    for one in record.evaluations:
+        if one.loss is not None:
+            splits.setdefault(one.loader, []).append(one.loss)
+    judged = [losses for losses in splits.values() if len(losses) >= 3]
+    fell = any(min(losses) < 0.85 * max(losses[:2]) for losses in judged)
+    return fell or not judged or len(record.steps) < LEAST_STEPS
+
+
+@rule("DAT222", subject=Subject.RUN)
+def mask_left_behind(record: Record) -> Iterator[Finding]:
+    """A picture is flipped or turned, its mask is not.
+
+    Why it matters: half of the masks then lie over the wrong pixels; the network learns a blurred average, and the
+    loss still falls.
+    Found by: fetching training items under several seeds. Where a picture comes back flipped or turned, the mask must
+    come back so too.
+    Not an error: brighter, blurred or noisy pictures with the mask as it was; symmetric masks.
+
+    Wrong: `image = hflip(image)` alone; a random transform for the picture and another call of it for the mask
+    Right: `image, mask = hflip(image), hflip(mask)` for one draw; torchvision's v2 with `tv_tensors.Mask`
+    """
+    probe = _data(record)
+    made = _part(probe, "masks")
+    if not made["followed"] and not made["stayed"]:
+        raise NotSeenError("no training picture was flipped or turned")
+    if made["stayed"] < 3:
+        yield Finding(status=Status.PASS, measured=f"{made['followed']} flipped pictures with their masks")
+        return
+    yield Finding(
+        measured=f"{made['stayed']} of {made['stayed'] + made['followed']} masks stay where the picture is moved",
+        expected="0",
+        message=f"a picture that is {made['kind']} keeps the mask of the one that is not",
+        location=_where(probe["train"]),
+        hint="draw once, and apply the flip to picture and mask alike",
+    )
+
+
 @rule("DAT216", subject=Subject.RUN)
 def eval_samples_dropped(record: Record) -> Iterator[Finding]:
     """The evaluation loader drops its last batch.
 
     Why it matters: the score leaves out samples, other ones for each batch size; published results were wrong by this.
-    Found by: `drop_last=True` on a loader that is evaluated and whose samples are not a multiple of the batch size.
+    Found by: `drop_last=True` on a loader that is evaluated and whose samples are not a multiple of the batch size. For
+    batches that are cut by hand: every evaluation ends with the last whole batch of a split that is larger.
     Not an error: `drop_last=True` in training.
 
     Wrong: `DataLoader(val, batch_size=128, drop_last=True)`
@@ -1131,6 +1308,7 @@ def eval_samples_dropped(record: Record) -> Iterator[Finding]:
     probe = _data(record)
     if not probe.get("evals"):
         raise NotSeenError(probe.get("skipped") or "no evaluation was seen")
+    yield from _tail_left_out(record, probe)
     own = _sees_training_data(probe) if len(probe["evals"]) > 1 else set()
     for index, view in enumerate(probe["evals"]):
         size, batch = view["n"], view["batch_size"]
@@ -1145,6 +1323,29 @@ def eval_samples_dropped(record: Record) -> Iterator[Finding]:
             hint="drop_last=False for evaluation",
         )
         return
+
+
+def _tail_left_out(record: Record, probe: Json) -> Iterator[Finding]:
+    """Evaluations of hand-cut batches, all of one size, that see all but the rest of a held split."""
+    sizes = {view["n"]: view for view in probe["evals"] if view.get("hand_cut") and view["n"]}
+    evaluations = [one for one in record.evaluations if one.loader is None and len(one.passes) >= 2]
+    for size, view in sizes.items():
+        ended = [one for one in evaluations if _is_cut(one.passes, size)]
+        if len(ended) >= 2 and not any(one.samples in sizes for one in evaluations):
+            yield Finding(
+                measured=f"{plural(size - ended[0].samples, 'sample')} of {size:,} never evaluated",
+                expected="0",
+                message=f"the loop over batches of {ended[0].passes[0]['n']} ends with the last whole one",
+                location=str(ended[0].passes[0].get("loc") or _where(view)),
+                hint="for start in range(0, n, batch): the last slice may be shorter",
+            )
+            return
+
+
+def _is_cut(passes: list[Json], size: int) -> bool:
+    batch = {event["n"] for event in passes}
+    width = next(iter(batch))
+    return len(batch) == 1 and width > 0 and size % width > 0 and sum(e["n"] for e in passes) == size - size % width
 
 
 @rule("DAT220", severity=Status.WARN, subject=Subject.RUN)

@@ -307,8 +307,8 @@ def stem_too_coarse(probe: ModelProbe) -> Iterator[Finding]:
 
     Why it matters: a first convolution with stride 2 and a pooling behind it leave 8x8 of 32x32 pixels before the first
     block has seen anything. On CIFAR-10 that costs several points of accuracy.
-    Found by: sides of at most 64, of which the first convolution and the pooling right behind it leave a quarter or
-    less, in a network whose smallest feature map then has a side of 1 or 2.
+    Found by: sides of at most 64, of which the first convolution, with a pooling right behind it if there is one,
+    leaves a quarter or less, in a network whose smallest feature map then has a side of 1 or 2.
     Not an error: patch embeddings, strides spread over the network, networks that pool down to 1x1 step by step.
 
     Wrong: `torchvision.models.resnet18(num_classes=10)` on 32x32

@@ -141,10 +141,10 @@ def _named(name: str, words: tuple[str, ...]) -> bool:
 
 
 def _reported_losses(evaluation: Evaluation) -> dict[str, float]:
-    """Variables that hold the loss of an evaluation, by name: those that speak of validation, if any do."""
+    """Variables that hold the loss of an evaluation, by name: if it is the only one, those that speak of validation."""
     named = {k: v for k, v in evaluation.values.items() if _named(k, LOSS_WORDS) and not _named(k, ("train", "best"))}
     special = {k: v for k, v in named.items() if _named(k, EVAL_WORDS) or "vl" in k.lower()}
-    return special or named
+    return special if special and not evaluation.beside else named
 
 
 def _whole(record: Record, evaluation: Evaluation) -> int | None:

@@ -290,7 +290,7 @@ def accumulated_loss_not_divided(record: Record) -> Iterator[Finding]:
     size, _ = _accumulation(record)
     factors = [e["factor"] for e in record.of("scaler") if e.get("factor")]
     scale = factors[0] if factors else 1.0
-    ratios = [b["ratio"] / scale for b in record.of("backward")[:20] if isinstance(b["ratio"], float | int)]
+    ratios = [b["ratio"] / scale for b in record.of("backward")[: max(20, size)] if isinstance(b["ratio"], float | int)]
     if any(b["reduction"] == "sum" for b in record.of("backward")):
         raise NotSeenError("the loss is a sum over samples")
     if len(ratios) >= size and all(abs(r - 1) < 1e-3 for r in ratios):

@@ -11,6 +11,7 @@ from verify.trace.record import Event, NotSeenError, Record
 
 CLASSIFICATION = ("cross_entropy", "nll_loss")
 ELEMENTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy")
+EXACT = 2e-3  # relative error of an explanation of the gradient, see DAT218
 ENOUGH = 2
 WIDER = 1.5
 MOST = 0.8
@@ -290,7 +291,8 @@ def softmax_over_batch(record: Record) -> Iterator[Finding]:
     """A softmax runs over the batch instead of the classes.
 
     Why it matters: each sample's scores then depend on who else is in the batch.
-    Found by: inputs of the loss whose columns, not rows, sum to 1.
+    Found by: inputs of the loss whose columns, not rows, sum to 1; or, whatever the loss, a gradient of the logits that
+    only a softmax over dimension 0 explains.
     Not an error: logits.
 
     Wrong: `out.softmax(dim=0)`
@@ -305,6 +307,17 @@ def softmax_over_batch(record: Record) -> Iterator[Finding]:
             message="a softmax over dimension 0 mixes the samples of a batch",
             location=wrong[0]["loc"],
             hint="remove it; for probabilities use dim=1",
+        )
+        return
+    targets = [e for e in record.of("targets") if e["over_batch"] is not None and e["mixed"] is not None]
+    explained = [e for e in targets if e["over_batch"] < EXACT and e["mixed"] > 10 * EXACT]
+    if len(explained) >= ENOUGH and len(explained) > len(targets) / 2:
+        yield Finding(
+            measured="the gradient of the logits sums to 0 over the batch, not over the classes",
+            expected="softmax over the classes",
+            message="a softmax over dimension 0 mixes the samples of a batch",
+            location=explained[0]["loc"],
+            hint="softmax(dim=1) or log_softmax(dim=-1)",
         )
 
 

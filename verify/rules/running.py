@@ -8,6 +8,8 @@ from verify.report import Finding, Status, plural, shortlist
 from verify.rules import Subject, rule
 from verify.trace.record import Record
 
+FEWEST_STEPS = 3
+
 
 @rule("RUN071", subject=Subject.RUN)
 def script_crashed(record: Record) -> Iterator[Finding]:
@@ -131,4 +133,22 @@ def waits_for_input(record: Record) -> Iterator[Finding]:
             message="the script waits for somebody to answer",
             location=event["loc"],
             hint="make it a command line option with a default",
+        )
+
+
+@rule("RUN076", severity=Status.ERROR, subject=Subject.RUN)
+def too_little_seen(record: Record) -> Iterator[Finding]:
+    """The time for watching was up after one or two steps.
+
+    Why it matters: most bugs show only after several steps, and none of them was looked for.
+    Found by: the number of optimizer steps, when the script was ended because it took too long.
+    Not an error: scripts that end by themselves after a few steps.
+    """
+    ended = [e for e in record.of("ended") if e["why"] == "time" and e["step"] < FEWEST_STEPS]
+    if ended and not record.training_failed:
+        yield Finding(
+            measured=plural(ended[0]["step"], "optimizer step"),
+            expected=f"at least {FEWEST_STEPS}",
+            message="too little of the training was seen for a verdict",
+            hint="kit watch --full, a smaller model or batch, or a machine with less to do",
         )

@@ -7,7 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from verify.report import Finding, Status
-from verify.rules import Subject, rule
+from verify.rules import Subject, own_schedule, rule
+from verify.source import project_of
 from verify.trace.record import Event, NotSeenError, Record
 
 COSINE = "CosineAnnealingLR"
@@ -15,6 +16,7 @@ CYCLIC = ("CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR")
 # How far a horizon may be from the run before it is a mistake rather than a habit.
 TOO_LONG, TOO_SHORT = 1.5, 0.75
 JUMP = 5.0
+WITH_AN_END = (COSINE, "OneCycleLR", "PolynomialLR", "LinearLR")
 
 
 def _calls(record: Record, number: int) -> list[Event]:
@@ -31,7 +33,7 @@ def _schedulers(record: Record) -> list[Event]:
 def _unit(record: Record, number: int) -> str:
     """`epoch` or `step`, by how often the scheduler is called within an epoch; or nothing."""
     calls = _calls(record, number)
-    epochs = [e for e in record.epochs if e.exhausted]
+    epochs = [e for e in record.epochs if e.exhausted or e.counts["batches"] >= e.limit]
     if len(epochs) < 2:
         return ""
     begin, end = epochs[0].begin, epochs[1].begin
@@ -68,14 +70,17 @@ def _parts(scheduler: Event) -> list[dict[str, Any]]:
 
 @rule("LRS801", subject=Subject.RUN)
 def schedule_never_steps(record: Record) -> Iterator[Finding]:
-    """A scheduler is built and never stepped.
+    """A schedule exists and never reaches the optimizer.
 
     Why it matters: the learning rate stays what it was at the start; the model ends worse and nobody sees why.
-    Found by: schedulers on which `step` was never called in a run of two epochs or more.
-    Not an error: schedulers inside of others.
+    Found by: schedulers on which `step` was never called in a run of two epochs or more. Where the script sets the rate
+    by itself and it stays the same in every step: a variable named as a learning rate that changes; a living object
+    whose methods for setting the rate nothing calls; a function for it that nothing names; a rate that is written to
+    an attribute of the optimizer, which reads its groups alone.
+    Not an error: schedulers inside of others, a constant learning rate, a schedule behind an option.
 
-    Wrong: `scheduler = CosineAnnealingLR(optimizer, 50)` and no `scheduler.step()`
-    Right: `scheduler.step()` once an epoch
+    Wrong: `scheduler = CosineAnnealingLR(optimizer, 50)` and no `scheduler.step()`; `lr = lr_at(step)` and nothing more
+    Right: `scheduler.step()` once an epoch; `for group in optimizer.param_groups: group["lr"] = lr_at(step)`
     """
     epochs = max(len(record.epochs), len(record.evaluations))
     if epochs < 2 and not (record.ran_to_the_end and len(record.steps) > 20):
@@ -89,6 +94,54 @@ def schedule_never_steps(record: Record) -> Iterator[Finding]:
                 location=record.optimizers[event["opt"]]["loc"],
                 hint="call scheduler.step() once an epoch (or once a batch, if it counts in batches)",
             )
+    if not record.of("scheduler", "scheduler_unused") and len(record.steps_of) == 1:
+        yield from _own_schedule_without_effect(record)
+
+
+def _own_schedule_without_effect(record: Record) -> Iterator[Finding]:
+    opt, steps = record.main_optimizer or 0, len(record.steps)
+    project = project_of(record)
+    if not own_schedule.is_constant(record, opt) or own_schedule.is_defined(project, record.optimizers[opt]["cls"]):
+        return  # an optimizer of the project's own may get its rate in another way
+    rate, place = max(record.learning_rates(opt)), record.steps[0]["loc"]
+    into_groups = 'for group in optimizer.param_groups: group["lr"] = lr'
+    variable = own_schedule.named_but_not_set(record, opt)
+    attribute = own_schedule.attribute_of_optimizer(project)
+    idle = _idle_schedule(record, opt)
+    unused = own_schedule.function_never_used(project, {record.steps[0]["loc"].rpartition(":")[0]})
+    status, what, hint = None, "", into_groups
+    if variable:
+        name, first, last = variable
+        what = f"`{name}` goes from {first:.3g} to {last:.3g}"
+    elif attribute:
+        what, place = "the rate is written to an attribute of the optimizer", project.at(attribute)
+    elif idle:
+        what, place = f"no method of {idle[0]} that sets the rate is called", idle[1]
+        hint = "call it once an epoch or once a batch, whichever it counts in"
+    elif unused:
+        status, what, place = Status.WARN, f"{unused.name}() is called nowhere", project.at(unused)
+        hint = "call it in the loop, or delete it"
+    if what:
+        yield Finding(
+            status=status,
+            measured=f"{what}; the optimizer stays at {rate:.3g} in {steps} steps",
+            expected="a rate that follows the schedule",
+            message="the learning rate never changes although the script has a schedule",
+            location=place,
+            hint=hint,
+        )
+
+
+def _idle_schedule(record: Record, opt: int) -> tuple[str, str] | None:
+    """A living object that keeps the optimizer and whose setting of rates nothing calls: its class and its place."""
+    project = project_of(record)
+    for held in record.of("rate_holder"):
+        if held["module"].startswith("timm.scheduler") and own_schedule.timm_schedule_never_called(project):
+            return held["cls"], record.optimizers[opt]["loc"]
+        node = own_schedule.method_never_called(project, held["cls"]) if held["opt"] == opt else None
+        if node is not None:
+            return held["cls"], project.at(node)
+    return None
 
 
 @rule("LRS802", severity=Status.WARN, subject=Subject.RUN)
@@ -98,26 +151,84 @@ def schedule_horizon_off(record: Record) -> Iterator[Finding]:
     Why it matters: a cosine that is too long never anneals; one that is too short climbs back to the full rate at the
     end, because `CosineAnnealingLR` is periodic.
     Found by: the horizon of the scheduler against the number of times that the whole run steps it, both with and
-    without the time-lapse.
-    Not an error: half again as long, warm restarts, plateau schedulers, and early stopping.
+    without the time-lapse. Of rates that the script sets by itself, the curve of a run that went to its planned end:
+    one that has just begun to fall, or that falls and gently climbs again.
+    Not an error: half again as long, warm restarts, plateau schedulers, early stopping, exponential decay.
 
     Wrong: `CosineAnnealingLR(optimizer, T_max=200)` in a run of 50 epochs
     Right: `CosineAnnealingLR(optimizer, T_max=epochs)`
     """
+    if not record.of("scheduler"):
+        yield from _own_horizon(record, _own_curve(record))
+        return
     for scheduler in _schedulers(record):
         planned = _planned_calls(record, scheduler["id"])
         unit = _unit(record, scheduler["id"])
         for part in _parts(scheduler):
             finding = _horizon(part, planned, unit, scheduler["loc"], whole=part is scheduler)
+            finding = finding or _last_part(scheduler, part, planned, unit)
             if finding:
                 yield finding
                 break
 
 
+def _own_curve(record: Record) -> int:
+    """The optimizer whose rates the script sets by itself.
+
+    Raises:
+        NotSeenError: there is none.
+    """
+    record.need_training(10)
+    opt = record.main_optimizer or 0
+    if record.of("scheduler") or len(record.steps_of) > 1 or own_schedule.is_constant(record, opt):
+        raise NotSeenError("no scheduler of torch was stepped, and the rate of the one optimizer never changes")
+    return opt
+
+
+def _own_horizon(record: Record, opt: int) -> Iterator[Finding]:
+    again = own_schedule.climbs_again(record.learning_rates(opt))
+    curve = own_schedule.whole_curve(record, opt) if own_schedule.is_complete(record, opt) else []
+    short = own_schedule.unfinished(curve) if curve else ""
+    if again and not own_schedule.says_cycles(record):
+        message = "the schedule reaches its minimum early and climbs back"
+    elif short and not again:
+        message = "the schedule has hardly begun to fall when the run ends; it never anneals"
+    else:
+        return
+    yield Finding(
+        measured=again or short,
+        expected="a schedule as long as the run",
+        message=message,
+        location=record.steps[0]["loc"],
+        hint="its horizon is the number of times that the rate is set in the whole run",
+    )
+
+
+def _last_part(scheduler: Event, part: dict[str, Any], planned: tuple[float, float], unit: str) -> Finding | None:
+    """A cosine at the end of a sequence that is over long before the run."""
+    milestones, parts = scheduler["numbers"].get("_milestones"), _parts(scheduler)
+    if not milestones or part is not parts[-1] or part["cls"] != COSINE or part["numbers"].get("T_max") is None:
+        return None
+    end = milestones[-1] + part["numbers"]["T_max"]
+    if any(end >= TOO_SHORT * plan for plan in planned):
+        return None
+    return Finding(
+        measured=f"{part['cls']} ends after {end} {unit}s, the run steps it {_counted(planned, unit)}",
+        expected="as long as the run",
+        message="the cosine reaches its minimum early and climbs back to the full rate",
+        location=scheduler["loc"],
+        hint="the horizon is the number of times that scheduler.step() is called",
+    )
+
+
+def _counted(planned: tuple[float, float], unit: str) -> str:
+    return f"{planned[0]:.0f} {unit}s" + (f" ({planned[1]:.0f} without the time-lapse)" if unit == "step" else "")
+
+
 def _horizon(part: dict[str, Any], planned: tuple[float, float], unit: str, place: str, whole: bool) -> Finding | None:
     numbers, cls = part["numbers"], part["cls"]
     horizon = {COSINE: numbers.get("T_max"), "OneCycleLR": numbers.get("total_steps")}.get(cls)
-    counted = f"{planned[0]:.0f} {unit}s" + (f" ({planned[1]:.0f} without the time-lapse)" if unit == "step" else "")
+    counted = _counted(planned, unit)
     if horizon:
         if any(TOO_SHORT * plan <= horizon <= TOO_LONG * plan for plan in planned):
             return None
@@ -164,14 +275,20 @@ def schedule_step_unit(record: Record) -> Iterator[Finding]:
     """The schedule counts in epochs and is stepped once a batch, or the other way round.
 
     Why it matters: the rate has decayed to nothing after the first epochs, or the warmup never ends.
-    Found by: the horizon against calls a batch; the learning rate of a whole run that is stepped once an epoch.
-    Not an error: schedules without a horizon.
+    Found by: the horizon against calls a batch; the learning rate of a whole run that is stepped once an epoch; epochs
+    that are left out now and then, as by a call that stands where the model has improved; a rate that the script sets
+    by itself and that rises through most of a run.
+    Not an error: schedules without a horizon, every second epoch, a pause at the start or the end, a range test.
 
     Wrong: `OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)` stepped once an epoch
     Right: stepped once a batch
     """
+    if not record.of("scheduler"):
+        yield from _own_warmup(record, _own_curve(record))
+        return
     for scheduler in _schedulers(record):
         number = scheduler["id"]
+        yield from _now_and_then(record, scheduler)
         calls = [sum(e.begin <= c["i"] < f.begin for c in _calls(record, number)) for e, f in _pairs(record)]
         steps = [e.counts["steps"] for e, _ in _pairs(record)]
         if len(calls) >= 2 and all(c >= 1.9 * s > 1 for c, s in zip(calls, steps, strict=True)):
@@ -187,7 +304,7 @@ def schedule_step_unit(record: Record) -> Iterator[Finding]:
         rates = [max(e["lrs"]) for e in _calls(record, number)]
         if unit == "step" and epochs > 1 and scheduler["cls"] in ("ExponentialLR", "StepLR", "MultiStepLR"):
             yield from _decays_too_fast(record, scheduler, rates)
-        elif unit == "epoch" and record.ran_to_the_end and len(rates) >= 5:
+        elif unit == "epoch" and record.ran_to_the_end and len(rates) >= max(5, epochs):
             yield from _warmup_never_ends(scheduler, rates)
         elif unit == "step" and scheduler["cls"] == "LambdaLR" and scheduler["id"] in _curves(record):
             yield from _lambda_shape(record, scheduler, _curves(record)[scheduler["id"]])
@@ -201,6 +318,41 @@ def schedule_step_unit(record: Record) -> Iterator[Finding]:
                     location=scheduler["loc"],
                     hint="move scheduler.step() to the end of the epoch, or give it the number of batches",
                 )
+
+
+def _own_warmup(record: Record, opt: int) -> Iterator[Finding]:
+    curve = own_schedule.whole_curve(record, opt) if own_schedule.is_complete(record, opt) else []
+    warming = own_schedule.still_warming(curve) if curve else ""
+    if warming:
+        yield Finding(
+            measured=warming,
+            expected="a warmup of a few percent of the run, then a decay",
+            message="the warmup lasts for most of the run: a schedule that counts in batches is given epochs?",
+            location=record.steps[0]["loc"],
+            hint="give the schedule the count that it is written for",
+        )
+
+
+def _now_and_then(record: Record, scheduler: Event) -> Iterator[Finding]:
+    """A schedule of epochs that is stepped after some of them, without a pattern."""
+    if not any(part["cls"] in WITH_AN_END for part in _parts(scheduler)) or len(record.epochs) < 8:
+        return  # others may be stepped by hand where the loss stands still
+    begins = [e.begin for e in record.epochs]
+    calls = _calls(record, scheduler["id"])
+    counts = [sum(a <= c["i"] < b for c in calls) for a, b in pairwise(begins)]
+    stepped = [n for n, count in enumerate(counts) if count]
+    gaps = {b - a for a, b in pairwise(stepped)}
+    if max(counts) > 1 or counts.count(0) < 3 or len(stepped) < max(4, len(counts) / 4) or len(gaps) < 2:
+        return
+    pauses = sum(b - a > 1 for a, b in pairwise(stepped))
+    if pauses >= 2:
+        yield Finding(
+            measured=f"stepped after {len(stepped)} of {len(counts)} epochs, with {pauses} gaps between",
+            expected="after each epoch",
+            message="the schedule is stepped only now and then, and does not reach its end",
+            location=calls[0]["loc"],
+            hint="move scheduler.step() out of the condition",
+        )
 
 
 def _pairs(record: Record) -> list[tuple[Any, Any]]:
@@ -415,11 +567,15 @@ def schedule_lags(record: Record) -> Iterator[Finding]:
 
 @rule("LRS810", severity=Status.WARN, subject=Subject.RUN)
 def rate_gone_early(record: Record) -> Iterator[Finding]:
-    """The learning rate falls to zero long before the run ends.
+    """The learning rate is at its lowest long before the run ends.
 
-    Why it matters: the rest of the run trains nothing.
-    Found by: a rate at or next to zero for more than a third of the steps of a run that went to its end.
-    Not an error: a schedule that ends at zero in its last steps.
+    Why it matters: the rest of the run trains next to nothing.
+    Found by: a rate at or next to zero for more than a third of the steps of a run that went to its end; a rate that
+    the script sets by itself and that is through with its decay, to a twentieth or less, before 40% of the steps.
+    Not an error: a schedule that ends at zero in its last steps, decay by steps, exponential decay with a floor.
+
+    Wrong: `progress = updates / total_epochs`
+    Right: `progress = updates / (total_epochs * updates_per_epoch)`
     """
     record.need_training(10)
     rates = record.learning_rates(record.main_optimizer or 0)
@@ -439,4 +595,12 @@ def rate_gone_early(record: Record) -> Iterator[Finding]:
             message="the learning rate is gone long before the end",
             location=record.steps[0]["loc"],
             hint="the horizon of the schedule is too short",
+        )
+    elif not record.of("scheduler") and (floor := own_schedule.at_the_floor(rates)):
+        yield Finding(
+            measured=f"{max(rates):.2g} falls to {rates[-1]:.2g}, for the last {floor} of {len(rates)} steps",
+            expected="a decay over the run",
+            message="the decay is over long before the run: does it count in epochs what is given in batches?",
+            location=record.steps[0]["loc"],
+            hint="divide by the number of updates in the whole run",
         )

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from verify.trace.mirror import Mirror, put_back
-from verify.trace.record import Record
+from verify.trace.record import FORMAT, Record
 
 HERE = Path(__file__).resolve().parent
 KIT = HERE.parent.parent
@@ -460,6 +460,7 @@ def _earlier_checkpoints(ended: Ended, folder: Path) -> list[str]:
 def _merge(ended: Ended, command: list[str], notes: list[str], cut: Cut, seconds: float) -> list[dict[str, Any]]:
     run = {
         "kind": "run",
+        "format": FORMAT,
         "command": command,
         "code": ended.code,
         "seconds": round(seconds, 2),

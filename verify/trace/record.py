@@ -7,10 +7,13 @@ import shlex
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 Event = dict[str, Any]
+# Of what is recorded. Grows when events get fields that a rule cannot do without.
+FORMAT = 2
 
 
 class NotSeenError(Exception):
@@ -48,6 +51,8 @@ class Evaluation:
         passes: the `pass` events, in order.
         values: numbers in the script's variables right after it, by name.
         said: lines that the script printed or logged right after it.
+        after: index of the last backward pass before it.
+        beside: whether others follow or precede it without training in between; they share their values then.
     """
 
     loader: int | None
@@ -57,6 +62,8 @@ class Evaluation:
     values: dict[str, float] = field(default_factory=dict)
     values_loc: str = ""
     said: list[Event] = field(default_factory=list)
+    after: int = -1
+    beside: bool = False
 
     @property
     def samples(self) -> int:
@@ -158,6 +165,11 @@ class Record:
     def seconds(self) -> float:
         """Seconds that watching took."""
         return float((self.of("total") or [{"seconds": 0.0}])[0]["seconds"])
+
+    @property
+    def is_old(self) -> bool:
+        """Whether an earlier kit made it, so that it may lack what a rule needs."""
+        return int(self.run.get("format", 1)) < FORMAT
 
     @property
     def notes(self) -> list[str]:
@@ -316,6 +328,11 @@ class Record:
                 found[-1].values_loc = event.get("loc", "")
             elif kind == "said" and found and found[-1].end > last_trained:
                 found[-1].said.append(event)
+        for one, following in list(pairwise(found))[::-1]:
+            if one.after == following.after:
+                one.beside = following.beside = True
+                if not one.values:
+                    one.values, one.values_loc = dict(following.values), following.values_loc
         return found
 
     def _add_pass(
@@ -335,7 +352,7 @@ class Record:
             previous.passes.append(event)
             previous.end = event["i"]
             return
-        found.append(Evaluation(key, [event], event["i"], event["i"]))
+        found.append(Evaluation(key, [event], event["i"], event["i"], after=last_trained))
 
     # -- schedules -------------------------------------------------------------------------------------------------
 

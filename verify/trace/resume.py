@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from verify.trace.record import Record
+from verify.trace.resumed import lost_average, lost_values
 
 RESUME_OPTION = re.compile(r"resume|restore|continue|ckpt|checkpoint|load")
 RESUME_WORDS = re.compile(r"resum|start_epoch|restore|continu(e|ing)\b.*\b(from|where)|ckpt_path", re.IGNORECASE)
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LATEST_STOP = 12
 REPEATED_STEPS = 20
 SLOW_RUN = 60.0
@@ -119,7 +121,7 @@ def _judge(whole: Record, first: Record, second: Any, stop: int, asked: bool) ->
         if crash and (asked or loaded or record.of("load")):
             error = crash[0]
             finding = {
-                "measured": f"{error['error']}: {error['message']}"[:300],
+                "measured": ANSI.sub("", f"{error['error']}: {error['message']}")[:300],
                 "expected": "training goes on",
                 "message": f"the script cannot be resumed after {stop} epochs",
                 "location": error["loc"],
@@ -138,10 +140,10 @@ def _judge(whole: Record, first: Record, second: Any, stop: int, asked: bool) ->
             }
             return {"kind": "resume", "lost": [finding], "back": []}
         return {"kind": "resume", "skipped": "the script does not load what it has saved before it trains"}
-    return {"kind": "resume", **_findings(whole, record, stop, loaded[0]["loc"])}
+    return {"kind": "resume", **_findings(whole, first, record, stop, loaded[0]["loc"])}
 
 
-def _findings(whole: Record, again: Record, stop: int, place: str) -> dict[str, Any]:
+def _findings(whole: Record, first: Record, again: Record, stop: int, place: str) -> dict[str, Any]:
     lost: list[dict[str, str]] = []
     back: list[dict[str, str]] = []
     main = whole.main_optimizer or 0
@@ -172,6 +174,10 @@ def _findings(whole: Record, again: Record, stop: int, place: str) -> dict[str, 
         )
     lost += _lost_schedule(whole, again, reached, place)
     back += _epochs_again(whole, again, reached, place)
+    if not back and reached < len(prints):
+        offset = prints[reached]["step"]
+        lost += lost_values(whole, first, again, offset, place)
+        lost += lost_average(whole, again, offset, place)
     return {"lost": lost, "back": back, "stop": stop, "at": at}
 
 

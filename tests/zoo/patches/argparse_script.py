@@ -342,9 +342,9 @@ BUGS = [
     bug(
         "checkpoint-holds-the-arguments",
         "C10",
-        "CKP016",
+        "CKP016 CKP014",
         edit('            "epoch": epoch,\n', '            "epoch": epoch,\n            "args": args,\n'),
-        edit("map_location=args.device)", "map_location=args.device, weights_only=False)", count=2),
+        edit('best.pt", map_location=args.device)', 'best.pt", map_location=args.device, weights_only=False)'),
     ),
     bug("tilde-on-a-flag", "R01", "CFG501 CFG502", edit("augment=not args.no_augment", "augment=~args.no_augment")),
     bug(

@@ -18,11 +18,11 @@ PLATEAU = 'mode="min", factor=0.5, patience=2'
 
 BUGS = [
     bug("hand-cut-batches-missing-zero-grad", "O11", "TRN403", edit("        optimizer.zero_grad()\n", "")),
-    bug("hand-cut-batches-in-fixed-order", "D05", "DAT204", edit(PERM, "    perm = torch.arange(len(x))\n")),
+    bug("hand-cut-batches-in-fixed-order", "D05", "DAT204 DAT221", edit(PERM, "    perm = torch.arange(len(x))\n")),
     bug(
         "permutation-repeats-every-epoch",
         "D06",
-        "DAT205 DAT204 REP023",
+        "DAT205 DAT204 DAT221 REP023",
         edit("torch.randperm(len(x))", "torch.randperm(len(x), generator=torch.Generator().manual_seed(0))"),
     ),
     bug(

@@ -46,7 +46,7 @@ BUGS = [
     bug(
         "mask-not-flipped-with-the-image",
         "D30",
-        "DAT213",
+        "DAT222",
         edit("image, mask = image.flip(-1), mask.flip(-1)", "image = image.flip(-1)"),
     ),
     bug("validation-flips-at-random", "D26", "DAT203", edit("Ellipses(50, seed=2)", "Ellipses(50, seed=2, flip=True)")),

@@ -39,7 +39,7 @@ BUGS = [
     bug(
         "smoothing-normalised-wrongly",
         "L07",
-        "LOS902 LOS904 DAT218",
+        "LOS913",
         edit("off = self.smoothing / self.num_classes\n", "off = self.smoothing\n"),
     ),
     bug(
@@ -66,7 +66,7 @@ BUGS = [
     bug(
         "own-schedule-divides-by-the-wrong-count",
         "S02",
-        "LRS802 LRS803",
+        "LRS802 LRS803 LRS810",
         edit("num_updates / self.updates_per_epoch", "num_updates"),
     ),
     # Average of the model
@@ -92,7 +92,7 @@ BUGS = [
     bug(
         "meter-without-batch-size",
         "E03",
-        "EVL603",
+        "EVL603 EVL604",
         edit(
             "            losses_m.update(loss.item(), images.size(0))\n            top1_m",
             "            losses_m.update(loss.item())\n            top1_m",

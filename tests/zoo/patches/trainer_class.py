@@ -20,6 +20,20 @@ STEP = (
     "            loss.backward()\n"
 )
 
+TORCH_AVERAGE = [
+    edit(
+        "WeightAverage(self.model, config.ema_decay)",
+        "AveragedModel(\n"
+        "            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True\n"
+        "        )",
+    ),
+    edit("self.ema.update(self.model)", "self.ema.update_parameters(self.model)"),
+    edit(
+        "from torch.utils.data",
+        "from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn\nfrom torch.utils.data",
+    ),
+]
+
 BUGS = [
     # The average of the weights
     bug(
@@ -202,6 +216,8 @@ BUGS = [
     ),
     # Resume
     bug("resume-keeps-the-fresh-average", "C08", "CKP014", edit(RESUME_EMA, "")),
+    # The state of the module inside lacks the count of updates: at a count of zero, the next update is a copy.
+    bug("resume-without-the-count-of-the-average", "C08", "CKP014", *TORCH_AVERAGE),
     bug("resume-at-the-same-epoch", "C05", "CKP015 CKP014", edit('state["epoch"] + 1', 'state["epoch"]')),
     bug(
         "resume-takes-the-best",
@@ -221,17 +237,9 @@ HEALTHY = [
     healthy(
         "average-by-torch",
         "torch's own averaged model, with its buffers",
-        edit(
-            "WeightAverage(self.model, config.ema_decay)",
-            "AveragedModel(\n"
-            "            self.model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True\n"
-            "        )",
-        ),
-        edit("self.ema.update(self.model)", "self.ema.update_parameters(self.model)"),
-        edit(
-            "from torch.utils.data",
-            "from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn\nfrom torch.utils.data",
-        ),
+        *TORCH_AVERAGE,
+        edit("self.ema.module.state_dict()", "self.ema.state_dict()"),
+        edit(RESUME_EMA, RESUME_EMA.replace("ema.module", "ema")),
     ),
     healthy(
         "both-models-validated",

@@ -34,6 +34,8 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from .names import held
+
 Json = dict[str, Any]
 
 MOST_SECONDS = 10.0
@@ -84,14 +86,17 @@ def probe_data(capture: Any) -> Json:
 
 
 def _probe(capture: Any) -> Json:
+    from . import label_probes
+
     clock = Clock(capture.deadline)
     result: Json = {"num_classes": capture.num_classes, "image_like": bool(capture.image_like)}
+    if capture.train is None:
+        return {**result, **_of_hand_cut_batches(capture, clock)}
     train = _attempt_view(capture.train, "train", None)
     views = [_attempt_view(use, "eval", train) for use in list(capture.evals)[:MAX_EVALS]]
     evals = [view for view in views if view is not None]
     if train is None:
-        stats_alone = {"train": {"skipped": "no training loader was seen"}, "evals": [], **_model_stats(capture)}
-        return {**result, "evals": [], "stats": stats_alone, "skipped": "no training loader was seen"}
+        return {**result, **_nothing(capture, "no training loader was seen")}
 
     for view, seconds in [(train, 1.2), *((view, 1.2 / len(evals)) for view in evals)]:
         view.fetch_sample(clock.until(seconds))
@@ -106,9 +111,43 @@ def _probe(capture: Any) -> Json:
         ("workers", lambda: workers(train, result.get("augmentation") or {}, clock.until(2.0))),
         ("flags", lambda: flags(train, result.get("augmentation") or {}, clock.until(1.0))),
         ("learn", lambda: learn(train, evals, clock.until(2.5))),
+        ("masks", lambda: label_probes.masks(train, clock.until(1.0))),
+        ("numbers", lambda: label_probes.numbers(train, evals, clock.until(1.0))),
     ]
     for name, part in parts:
         result[name] = {"skipped": "out of time"} if clock.left() <= 0 else _attempt(part)
+    return json.loads(json.dumps(result, default=str))
+
+
+def _nothing(capture: Any, why: str) -> Json:
+    return {"evals": [], "stats": {"train": {"skipped": why}, "evals": [], **_model_stats(capture)}, "skipped": why}
+
+
+def _of_hand_cut_batches(capture: Any, clock: Clock) -> Json:
+    """What can be asked of tensors alone, when the script cuts its batches from them without a DataLoader."""
+    from . import hand_cut
+
+    try:
+        use, others, overlaps = hand_cut.splits(capture, clock.until(4.0))
+    except Exception as why:
+        return _nothing(capture, str(why) if isinstance(why, Unavailable) else "no training loader was seen")
+    train = View(use, "train", None)
+    evals = [View(other, "eval", train) for other in others]
+    for view in (train, *evals):
+        view.fetch_sample(clock.until(1.0))
+    cut = {"skipped": "batches are cut from tensors, without a loader"}
+    result = {
+        "train": train.describe(),
+        "evals": [view.describe() for view in evals],
+        "overlap": overlaps,
+        "augmentation": cut,
+        "stats": {"train": cut, "evals": [cut for _ in evals], **_model_stats(capture)},
+        "class_maps": cut,
+        "workers": cut,
+        "flags": cut,
+        "labels": _attempt(lambda: labels(train, evals)),
+        "learn": _attempt(lambda: learn(train, evals, clock.until(2.0))),
+    }
     return json.loads(json.dumps(result, default=str))
 
 
@@ -197,7 +236,19 @@ class View:
             "sampler": self.settings.get("sampler"),
             "iterable": isinstance(self.dataset, IterableDataset),
             "is_train_loader": self.is_train_loader,
+            "names": self.names(),
+            "hand_cut": bool(self.settings.get("hand_cut")),
         }
+
+    def names(self) -> list[str]:
+        """What the script calls the loader; of a loader that it does not hold under a name, the data set."""
+        if self.loader is None:
+            return [self.use.name]
+        for wanted in (self.loader, self.dataset):
+            found = [path for path, value in held() if value is wanted]
+            if found:
+                return sorted(set(found))[:12]
+        return []
 
     def fetch_sample(self, until: float) -> None:
         """Fetch items that are spread over all keys, until the time or the memory is used up."""
@@ -1325,11 +1376,13 @@ def learn(train: View, evals: list[View], until: float) -> Json:
         raise Unavailable("needs a validation split")
     other = candidates[0]
     with _transforms_of(other, train):
-        ours = _features(train, until)
+        ours = _features(train, (time.monotonic() + until) / 2)
     theirs = _features(other, until)
     count = min(len(ours[1]), len(theirs[1]))
     if count < 60:
         raise Unavailable("too few samples with a class number")
+    from .label_probes import by_plane
+
     near_ours = _nearest(ours[0], ours[0], same=True)
     near_theirs = _nearest(theirs[0], theirs[0], same=True)
     result: Json = {
@@ -1342,6 +1395,13 @@ def learn(train: View, evals: list[View], until: float) -> Json:
         predicted = ours[1][_nearest(theirs[0], ours[0], same=False)]
         result["across"] = _agreement(theirs[1], predicted)
         result["mapping"] = _relabelling(predicted, theirs[1])
+        result["floating"] = ours[3]
+        result["other_ways"] = [
+            _agreement(ours[1], ours[1][_nearest(ours[2], ours[2], same=True)]),
+            _agreement(theirs[1], ours[1][_nearest(theirs[2], ours[2], same=False)]),
+            _agreement(theirs[1], by_plane(ours, theirs)),
+            _agreement(theirs[1], by_plane((ours[2], ours[1]), (theirs[2], theirs[1]))),
+        ]
     return result
 
 
@@ -1364,9 +1424,16 @@ def _transforms_of(source: View, target: View) -> Iterator[None]:
             setattr(dataset, name, value)
 
 
-def _features(view: View, until: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, F) standardised samples without augmentation, and their (N,) labels."""
+def _features(view: View, until: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+    """Standardised samples without augmentation (N, F), their labels (N,), what does not depend on place (N, G).
+
+    The last value says whether the samples are floating point numbers.
+    """
+    from .label_probes import spectrum
+
     view.require_sample(60)
+    whole: list[torch.Tensor] = []
+    floating = True
     pictures: list[torch.Tensor] = []
     targets: list[int] = []
     for key in _spread(view.keys, LEARN_ITEMS):
@@ -1382,15 +1449,20 @@ def _features(view: View, until: float) -> tuple[torch.Tensor, torch.Tensor]:
             again = _input(view.dataset[key])
             if again is None or _digest(again) != _digest(tensor):
                 raise Unavailable("the items are random")
+        floating = floating and tensor.is_floating_point()
         pictures.append(_small(tensor.float()))
+        whole.append(tensor)
         targets.append(label)
     if len(pictures) < 60:
         raise Unavailable("too few items could be fetched in time")
     if len({tuple(p.shape) for p in pictures}) != 1:
         raise Unavailable("the items differ in shape")
-    rows = torch.stack(pictures)
-    rows = (rows - rows.mean(dim=0)) / rows.std(dim=0).clamp_min(1e-6 + 0.05 * float(rows.std()))
-    return rows, torch.tensor(targets)
+    return _standardised(pictures), torch.tensor(targets), _standardised([spectrum(x.float()) for x in whole]), floating
+
+
+def _standardised(samples: list[torch.Tensor]) -> torch.Tensor:
+    rows = torch.stack(samples)
+    return (rows - rows.mean(dim=0)) / rows.std(dim=0).clamp_min(1e-6 + 0.05 * float(rows.std()))
 
 
 def _small(tensor: torch.Tensor) -> torch.Tensor:

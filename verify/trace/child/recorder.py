@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import capture, reported, saving
+from . import capture, rates, reported, saving
 from .events import finite
 from .loaders import LARGEST_KEPT, TimeLapseIter, settings
 from .pictures import contact_sheet
 from .quiet import quiet
+from .targets import TargetsProbe
 from .tensors import digest, inputs_and_targets, tensors_of
 
 # Batches of an epoch whose content is written down, for the order of the samples.
@@ -184,6 +185,7 @@ class Recorder:
         self.hints = 0
         self.pictures = 0
         self.last_batch: Any = None
+        self.targets_probe = TargetsProbe()
         self.horizon_places: set[str] = set()
         self.wrapped_models: dict[int, int] = {}
         self.constructed: dict[int, tuple[type, dict[str, Any]]] = {}
@@ -280,6 +282,8 @@ class Recorder:
         if (entry["passes"] == 1 and not iterator.length) or number < 64:
             self._keep(entry, number, data)
         self.last_batch = data
+        if not self.fast:
+            self.targets_probe.deliver(data)
 
     @quiet
     def _print_batch(self, entry: dict[str, Any], number: int, data: Any) -> None:
@@ -435,6 +439,8 @@ class Recorder:
         if inputs is not None and main is not None and main.numel() <= LARGEST_CACHED:
             self.cache[self._cache_key(info, inputs, grad)] = output
         self._check_dropouts(info)
+        if grad and not self.targets_probe.is_done:
+            self.targets_probe.watch((args, kwargs), main)
 
     def _targets(self, count: int) -> Tensor | None:
         if self.current is None:
@@ -594,6 +600,13 @@ class Recorder:
             iteration=self.current.iteration if self.current is not None else None,
             loc=self.here(),
         )
+        self._look_at_targets()
+
+    @quiet
+    def _look_at_targets(self) -> None:
+        found = self.targets_probe.result()
+        if found is not None and self.last_trained is not None:
+            self.emit("targets", step=self.step, loc=self.last_trained.fields["loc"], **found)
 
     def _chain(self, tensor: Any) -> list[str]:
         """Names of the operations between the loss function and what `backward` is called on."""
@@ -642,6 +655,8 @@ class Recorder:
         """An optimizer is about to step."""
         info = self.optimizer(optimizer)
         self.flush_passes()
+        if self.eval_phases and not self.captured and not self.train_loader_ids and self.current is None:
+            self.capture()  # batches are cut by hand: the functions that hold the tensors still run now
         if len(info.parameters()) != info.count:
             info.refresh()
         if self.snapshot is None:
@@ -677,6 +692,7 @@ class Recorder:
             pairs = [(a, b.detach()) for a, b in zip(info.before, info.probes) if b.dim() >= 2 and bool(a.norm() > 0)]
             ratio = max((((b - a).norm() / a.norm()).item() for a, b in pairs), default=None)
             ratio = None if ratio is None else finite(ratio)
+        self.look_at_rates(info)
         self.emit(
             "step",
             n=self.step,
@@ -710,6 +726,17 @@ class Recorder:
         if self.stop_steps and self.step >= self.stop_steps:
             self.end("stopped after the steps that were asked for")
         self.check_time()
+
+    @quiet
+    def look_at_rates(self, info: OptimizerInfo) -> None:
+        """What the script calls a learning rate, how many steps it plans, which of its objects may set the rate."""
+        called = rates.named(self, info.steps)
+        if called:
+            info.pending["named_rates"] = called
+        if info.steps == 1:
+            rates.note_plan(self, info.number)
+        elif info.steps == 2:
+            rates.note_holders(self, info.number, info.optimizer)
 
     def _note_weights(self, info: OptimizerInfo) -> None:
         """A checksum of what is trained at the first step of an epoch, to tell where a resumed run goes on."""

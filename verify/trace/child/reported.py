@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
+from torch import Tensor
+
 from .tensors import scalar
 
 MOST_VALUES = 120
@@ -33,7 +35,7 @@ def kept_graphs(frames: list[FrameType]) -> dict[str, int]:
     found = {}
     for frame in frames[:4]:
         for name, value in list(frame.f_locals.items()):
-            if getattr(value, "grad_fn", None) is not None and value.numel() == 1:
+            if _has_graph(value):
                 depth, node = 0, value.grad_fn
                 if type(node).__name__ in ("DivBackward0", "MulBackward0"):
                     node = node.next_functions[0][0]
@@ -48,7 +50,7 @@ def kept_graphs(frames: list[FrameType]) -> dict[str, int]:
 
 
 def _has_graph(value: Any) -> bool:
-    return getattr(value, "grad_fn", None) is not None and value.numel() == 1
+    return isinstance(value, Tensor) and value.grad_fn is not None and value.numel() == 1
 
 
 def old_snapshots(recorder: Any, frames: list[FrameType]) -> dict[str, int]:
@@ -85,10 +87,18 @@ def _collect(name: str, value: Any, found: dict[str, float | str]) -> None:
                 found.setdefault(f"{name}[{key!r}]", number if abs(number) < 1e300 else str(number))
     elif type(value) in (tuple, list) and 0 < len(value) <= 1000 and scalar(value[-1]) is not None:
         found.setdefault(f"{name}[-1]", scalar(value[-1]))  # type: ignore[arg-type]
-    elif hasattr(value, "avg") and hasattr(value, "count"):  # the averaging meter that many scripts carry
-        number = scalar(value.avg)
+    elif "count" in getattr(value, "__dict__", ()):  # the averaging meter that many scripts carry
+        number = _average(value)
         if number is not None:
             found.setdefault(f"{name}.avg", number)
+
+
+def _average(meter: Any) -> float | None:
+    """`avg`, which may be a property that divides by the count."""
+    try:
+        return scalar(meter.avg)
+    except Exception:
+        return None
 
 
 _trees: dict[str, dict[int, list[ast.For]]] = {}
@@ -124,7 +134,7 @@ def epoch_loops(recorder: Any, frames: list[FrameType], event: str) -> None:
             if key in recorder.horizon_places or (loop.lineno == frame.f_lineno and event == "iter"):
                 continue
             recorder.horizon_places.add(key)
-            bounds = _bounds(loop.iter, frame)
+            bounds = range_bounds(loop.iter, frame)
             if bounds is None:
                 continue
             place = f"{recorder.session.places.file(frame.f_code)}:{loop.lineno}"
@@ -140,16 +150,17 @@ def epoch_loops(recorder: Any, frames: list[FrameType], event: str) -> None:
             )
 
 
-def _bounds(node: ast.expr, frame: FrameType) -> tuple[int, int, int] | None:
+def range_bounds(node: ast.expr, frame: FrameType) -> tuple[int, int, int] | None:
+    """Start, stop and step of what a `for` goes through, if that is a `range`."""
     if not isinstance(node, ast.Call):
         return None
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     if name in ("tqdm", "enumerate", "track", "progress_bar", "reversed") and node.args:
-        return _bounds(node.args[0], frame)
-    if name not in LOOP_CALLS or not 1 <= len(node.args) <= 3 or not all(map(_is_plain, node.args)):
+        return range_bounds(node.args[0], frame)
+    if name not in LOOP_CALLS or not 1 <= len(node.args) <= 3 or not all(map(is_plain, node.args)):
         return None
     try:
-        values = [_evaluate(argument, frame) for argument in node.args]
+        values = [evaluate(argument, frame) for argument in node.args]
     except Exception:  # a name that is gone by now; nothing is known then
         return None
     if not all(isinstance(value, int) for value in values):
@@ -158,7 +169,7 @@ def _bounds(node: ast.expr, frame: FrameType) -> tuple[int, int, int] | None:
     return start, stop, step
 
 
-def _is_plain(node: ast.expr) -> bool:
+def is_plain(node: ast.expr) -> bool:
     """Whether evaluating this can have no effect: names, attributes, constant subscripts, arithmetic, int()."""
     allowed = (
         ast.Name,
@@ -180,6 +191,7 @@ def _is_plain(node: ast.expr) -> bool:
     return True
 
 
-def _evaluate(node: ast.expr, frame: FrameType) -> Any:
+def evaluate(node: ast.expr, frame: FrameType) -> Any:
+    """The value of an expression of plain names and numbers in a frame."""
     code = compile(ast.Expression(body=node), "<bounds>", "eval")
     return eval(code, frame.f_globals, dict(frame.f_locals))

@@ -66,8 +66,74 @@ def _note_save(recorder: Any, path: str, obj: Any) -> None:
         epoch=recorder.train_epochs,
         fast=recorder.fast,
         content=describe(recorder, obj),
+        same=_same_tensors(obj),
         loc=recorder.here(),
     )
+    _look_for_average(recorder)
+
+
+def _same_tensors(obj: Any) -> list[list[str]]:
+    """Pairs of keys of a checkpoint whose weights are the same memory: saved twice, or a copy that is none."""
+    if not isinstance(obj, Mapping):
+        return []
+    states = {str(key): _memory(value) for key, value in list(obj.items())[:40]}
+    known = [(key, memory) for key, memory in states.items() if len(memory) > 1]
+    return [[one, other] for n, (one, a) in enumerate(known) for other, b in known[n + 1 :] if a == b]
+
+
+def _memory(state: Any) -> set[int]:
+    """Where the tensors of a state dict lie; nothing for what is no state dict."""
+    if not isinstance(state, Mapping):
+        return set()
+    inner = [v for v in state.values() if isinstance(v, Mapping) and v and all(_is_tensor(t) for t in v.values())]
+    if len(inner) == 1 and not _is_tensor(next(iter(state.values()))):
+        state = inner[0]  # {"decay": 0.999, "shadow": {...}}
+    return {t.data_ptr() for t in state.values() if _is_tensor(t) and t.numel()}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+AVERAGES = ("ema", "average", "averaged", "avg", "swa", "shadow")
+
+
+def _look_for_average(recorder: Any) -> None:
+    """A dict of averaged weights, in a variable or inside of an object, that holds the model's own tensors."""
+    if recorder.last_trained is None or not recorder.step or len(getattr(recorder, "aliases", ())) > 20:
+        return
+    module = recorder.last_trained.info.module
+    live = {t.data_ptr() for t in [*module.parameters(), *module.buffers()]} - {0}
+    recorder.aliases = getattr(recorder, "aliases", [])
+    for name, value in _held_dicts(recorder.session.places.user_frames()[:4]):
+        memory = _memory(value)
+        if len(memory) > 1 and memory <= live:
+            recorder.aliases.append(name)
+            recorder.emit("average_aliased", name=name, tensors=len(memory), step=recorder.step, loc=recorder.here())
+            return
+
+
+def _held_dicts(frames: list[Any]) -> list[tuple[str, Any]]:
+    """Dicts that are held under a name of an average, or by an object that is."""
+    found = []
+    for frame in frames:
+        items = list(frame.f_locals.items())
+        owner = frame.f_locals.get("self")
+        if hasattr(owner, "__dict__"):
+            items += [(f"self.{key}", value) for key, value in list(vars(owner).items())]
+        for name, value in items:
+            if not _names_average(name):
+                continue
+            if isinstance(value, Mapping):
+                found.append((name, value))
+            elif not isinstance(value, Tensor) and hasattr(value, "__dict__"):
+                inner = [(f"{name}.{key}", v) for key, v in list(vars(value).items()) if isinstance(v, Mapping)]
+                found += [pair for pair in inner if _names_average(pair[0].rpartition(".")[2])]
+    return found
+
+
+def _names_average(name: str) -> bool:
+    return any(word in AVERAGES for word in name.lower().replace(".", "_").split("_"))
 
 
 def _hook_load(recorder: Any) -> None:

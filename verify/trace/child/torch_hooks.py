@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cuda, loaders, saving
+from . import cuda, loaders, rates, saving
 from .events import finite
 from .quiet import quiet
 from .recorder import Recorder
@@ -341,6 +341,7 @@ def _note_schedule(recorder: Recorder, scheduler: Any, args: tuple, options: dic
         recorder.emit(
             "scheduler", id=told[id(scheduler)], loc=recorder.here(), **describe_scheduler(recorder, scheduler)
         )
+        rates.note_trainer(recorder)
     given = [finite(float(a)) for a in args if isinstance(a, (int, float))]
     given += [finite(float(v)) for v in options.values() if isinstance(v, (int, float))]
     if not given and args and isinstance(args[0], Tensor) and args[0].numel() == 1:
