@@ -152,7 +152,19 @@ BUGS = [
     (source.result_thrown_away, "for x, y in DataLoader(ds):\n    x.to(device)", [2]),
 ]
 
+BUGS += [
+    (
+        source.batch_wide_augmentation,
+        "def fit(train_loader):\n    for x, y in train_loader:\n        x = v2.RandomCrop(32)(x)",
+        [3],
+    ),
+]
+
 HEALTHY = [
+    (
+        source.batch_wide_augmentation,
+        "def load(loader_of_files):\n    for x in loader_of_files.names:\n        x = T.RandomCrop(32)(x)",
+    ),
     (source.require_grad_typo, "for p in model.parameters():\n    p.requires_grad = False"),
     (source.require_grad_typo, "model.fc.weight.requires_grad = False\nx.requires_grad = True"),
     (

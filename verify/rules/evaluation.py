@@ -388,8 +388,8 @@ def best_of_wrong_direction(record: Record) -> Iterator[Finding]:
     """The best checkpoint is the worst.
 
     Why it matters: what is evaluated and served later is the worst model of the run.
-    Found by: after which evaluations a file with "best" in its name is saved, compared with records of accuracy and
-    loss in either direction.
+    Found by: after which evaluations a file with "best" in its name is saved, or one by Lightning's ModelCheckpoint with
+    a monitor, compared with records of accuracy and loss in either direction.
     Not an error: ties, and metrics that are neither.
 
     Wrong: `if val_loss > best: save()`
@@ -402,7 +402,7 @@ def best_of_wrong_direction(record: Record) -> Iterator[Finding]:
     series = [found for found in by_model.values() if len(found) >= 4]
     if not series:
         raise NotSeenError("fewer than four evaluations with a loss or an accuracy were seen")
-    saves = [s for s in record.of("save") if "best" in s["path"].lower() and not s["fast"]]
+    saves = [s for s in record.of("save") if ("best" in s["path"].lower() or s.get("best")) and not s["fast"]]
     for found in series:
         if saves and len(series) == 1:
             yield from _wrong_saves(found, [s["i"] for s in saves], saves[0]["loc"])
@@ -413,6 +413,9 @@ def _wrong_saves(evaluations: list[Evaluation], saves: list[int], place: str) ->
     bounds = [*[e.end for e in evaluations], math.inf]
     saved = [any(bounds[n] < i <= bounds[n + 1] for i in saves) for n in range(len(evaluations))]
     losses, accuracies = [e.loss for e in evaluations], [e.accuracy for e in evaluations]
+    if evaluations[0].after < 0 and not saved[0]:  # a look before training, as Lightning's sanity check
+        evaluations, saved = evaluations[1:], saved[1:]
+        losses, accuracies = losses[1:], accuracies[1:]
     right = [_records(losses, lower=True), _records(accuracies, lower=False)]
     wrong = [_records(losses, lower=False), _records(accuracies, lower=True)]
     later = saved[1:]

@@ -227,12 +227,18 @@ def is_batch(project: Project, node: ast.Name) -> bool:
             inner = up.iter
             while isinstance(inner, ast.Call) and inner.args and _wraps_iterable(project, inner):
                 inner = inner.args[0]
-            made = project.all_from(inner, ["torch.utils.data.DataLoader"])
+            made = project.all_from(inner, ["torch.utils.data.DataLoader"]) or _is_called_loader(inner)
             if made and node.id in names_in(up.target):
                 return True
             if node.id in names_in(up.target):
                 return False
     return False
+
+
+def _is_called_loader(node: ast.expr) -> bool:
+    """A loader by its name, where it comes from a function, a dict or an attribute."""
+    name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+    return bool(re.search(r"(^|_)(data)?loader$|_dl$|^loader|^dataloader", name.lower()))
 
 
 def _wraps_iterable(project: Project, call: ast.Call) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
+import sys
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -39,24 +41,54 @@ def _path(file: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".tar", ".pkl")
+PATH_NAMES = ("filepath", "checkpoint_path", "ckpt_path", "path", "urlpath", "filename", "file")
+
+
+def _callers(frame: Any) -> list[Any]:
+    found = []
+    while frame is not None and len(found) < 12:
+        found.append(frame)
+        frame = frame.f_back
+    return found
+
+
+def _path_of_buffer(frame: Any) -> str | None:
+    """Where a buffer in memory will be written to, which a framework's functions around this call know."""
+    for one in _callers(frame):
+        for name in PATH_NAMES:
+            value = one.f_locals.get(name)
+            if isinstance(value, (str, os.PathLike)) and os.fspath(value).endswith(SUFFIXES):
+                return os.fspath(value)
+    return None
+
+
+def _keeps_best(frame: Any) -> bool:
+    """Whether a framework's callback saves this because a metric is the best so far."""
+    owners = [one.f_locals.get("self") for one in _callers(frame)]
+    monitors = [getattr(o, "monitor", None) for o in owners if type(o).__name__ == "ModelCheckpoint"]
+    last = any(one.f_code.co_name == "_save_last_checkpoint" for one in _callers(frame))
+    return bool(monitors and monitors[0]) and not last
+
+
 def _hook_save(recorder: Any) -> None:
     original = torch.save
 
     @functools.wraps(original)
     def save(obj: Any, f: Any, *args: Any, **options: Any) -> Any:
-        path = _path(f)
+        path = _path(f) or (_path_of_buffer(sys._getframe(1)) if isinstance(f, io.BytesIO) else None)
         if isinstance(path, str) and isinstance(f, (str, os.PathLike)):
             recorder.session.guard.guarded(path, True, fresh=True)  # torch opens it without Python's knowledge
         result = original(obj, f, *args, **options)
         if _active(recorder) and isinstance(path, str):
-            _note_save(recorder, path, obj)
+            _note_save(recorder, path, obj, best=_keeps_best(sys._getframe(1)))
         return result
 
     torch.save = save
 
 
 @quiet
-def _note_save(recorder: Any, path: str, obj: Any) -> None:
+def _note_save(recorder: Any, path: str, obj: Any, best: bool) -> None:
     recorder.look_at_report()
     recorder.saved_paths = {**getattr(recorder, "saved_paths", {}), os.path.abspath(path): None}
     recorder.emit(
@@ -67,6 +99,7 @@ def _note_save(recorder: Any, path: str, obj: Any) -> None:
         fast=recorder.fast,
         content=describe(recorder, obj),
         same=_same_tensors(obj),
+        best=best,
         loc=recorder.here(),
     )
     _look_for_average(recorder)
