@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,15 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from verify.attention import TokenTest, never_mixing, order_dependent
 from verify.dataflow import Dataflow, coarse_stem, follow_forward, looks_random, plain_tensors
 from verify.faults import ModelRaisedError, class_location, user_code
+from verify.patches import scrambled_patches
+from verify.report import Table
 from verify.shapes import meta_forward, plain_sizes
 from verify.spec import Spec
 from verify.targets import Target, TargetError
+
+if TYPE_CHECKING:
+    from verify.expectations import Expectations
+    from verify.parity import Parity
 
 # Who reports what the model's code raises.
 BUILD_RULE, FORWARD_RULE, TRAINING_RULE = "MOD101", "MOD102", "GRD301"
@@ -206,6 +212,9 @@ class ModelProbe:
         self.printed = printed
         self.threads = threads
         self.notes: list[str] = list(target.notes)
+        self.reference: Target | None = None  # what --like names
+        self.shapes_only = False  # whether nothing but shapes and counts is asked for, which needs no numbers
+        self.tables: list[Table] = []  # what rules have to show
 
     # -- building ----------------------------------------------------------------------------------------------
 
@@ -229,6 +238,21 @@ class ModelProbe:
     def model(self) -> nn.Module:
         """The model as built, seed 0. Nothing trains it."""
         return self.build(0)
+
+    @property
+    def parity(self) -> Parity:
+        """The model beside the reference that `--like` names."""
+        from verify.parity import Parity
+
+        assert self.reference is not None
+        return self.__dict__.setdefault("_parity", Parity(self, self.reference))
+
+    @property
+    def expectations(self) -> Expectations:
+        """What `expect:` needs to know of the model."""
+        from verify.expectations import Expectations
+
+        return self.__dict__.setdefault("_expectations", Expectations(self))
 
     @cached_property
     def other_build(self) -> nn.Module:
@@ -705,6 +729,20 @@ class ModelProbe:
     def scrambled_tokens(self) -> tuple[list[TokenTest], int]:
         """Modules with attention whose output depends on the order of the tokens, and how many kinds were asked."""
         return order_dependent(self.dataflow.calls, ORDER_TOLERANCE)
+
+    @cached_property
+    def patches_a_token(self) -> int:
+        """Of how many patches a token of the first block is put together; 0 where it cannot be told."""
+        sides = self.dataflow.sides
+        calls = [c for c in self.dataflow.calls if c.name and c.tokens >= 4]
+        if not sides or sides[0][0] != "patches" or sides[0][2] < 2 or not calls:
+            return 0
+        block = min(calls, key=lambda call: (call.depth, call.entered))
+        seed_everything(0)
+        try:
+            return scrambled_patches(self.model.eval(), block.name, self.images(1), sides[0][1] // sides[0][2])
+        except Exception:  # as for `dataflow`: models need not show what they do
+            return 0
 
     @cached_property
     def coarse_stem(self) -> tuple[int, int] | None:

@@ -77,6 +77,26 @@ class ViT(nn.Module):
         return self.head(self.norm(x).mean(1))
 
 
+class PatchesByReshape(ViT):
+    """(B, D, h, w) read as (B, N, D): a token holds one feature of many patches."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).reshape(len(x), 16, DIM)
+        return torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.position
+
+
+class MixesPatchesFirst(ViT):
+    """A layer over the tokens before the first block, on purpose."""
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        super().__init__(num_classes)
+        self.mix = nn.Linear(16, 16)
+
+    def embed(self, x: Tensor) -> Tensor:
+        x = self.mix(self.patches(x).flatten(2)).transpose(1, 2)
+        return torch.cat([self.token.expand(len(x), -1, -1), x], dim=1) + self.position
+
+
 def vit(attention: type[nn.Module]) -> type[nn.Module]:
     """The same network with another attention."""
     return type(f"ViTWith{attention.__name__}", (ViT,), {"attention": attention, "__module__": __name__})
@@ -480,6 +500,7 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (OverwritesSkipByMethod, "MOD123"),
     (ImageNetStem, "MOD125"),
     (WideStem, "MOD125"),
+    (PatchesByReshape, "MOD119"),
     (LinearMadeInForward, "MOD126"),
     (NormMadeInForward, "MOD126"),
     (ParameterMadeInForward, "MOD126"),
@@ -1074,5 +1095,6 @@ HEALTHY: list[type[nn.Module]] = [
     LeNet,
     StridesInBody,
     PatchPyramid,
+    MixesPatchesFirst,
     LargePicture,
 ]

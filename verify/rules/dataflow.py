@@ -171,13 +171,24 @@ def tokens_scrambled(probe: ModelProbe) -> Iterator[Finding]:
     Why it matters: a view that fits in size but not in meaning hands every head pieces of several tokens. Loss curves
     look normal, accuracy is worse.
     Found by: attention treats its tokens as a set, so for permuted tokens the output must be the permuted output; two
-    passes are compared, on a copy with a little noise on its parameters.
+    passes are compared, on a copy with a little noise on its parameters. A token that enters the first block must come
+    from one patch, if each of its elements does.
     Not an error: modules in which something has a place for each token (position tables, relative biases, rotary
     angles, causal masks, convolutions, windows); those are not asked.
 
     Wrong: `q.view(batch, heads, tokens, width)`; `y.reshape(batch, tokens, dim)` for y (batch, heads, tokens, width)
     Right: `q.view(batch, tokens, heads, width).transpose(1, 2)`; `y.transpose(1, 2).reshape(batch, tokens, dim)`
     """
+    patches = probe.patches_a_token
+    if patches > 1:
+        yield Finding(
+            measured=f"a token holds pieces of {patches} patches",
+            expected="all features of one patch",
+            message="patches and features are mixed up by a view or reshape before the first block",
+            location=probe.describe(probe.model, ""),
+            hint="flatten(2).transpose(1, 2) turns (batch, dim, h, w) into (batch, tokens, dim); a reshape does not",
+        )
+        return
     found, asked = probe.scrambled_tokens
     if not asked:
         yield Finding(status=Status.SKIP, message="no attention module that must treat its tokens as a set")
