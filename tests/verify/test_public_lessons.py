@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.verify.trace.runs import PLAIN, TRAIN, watched
 from verify.report import Finding
-from verify.rules.data import normalisation_off
+from verify.rules.data_inputs import normalisation_off
 from verify.rules.evaluation import eval_in_train_mode, metric_wrong
 from verify.rules.schedule import schedule_never_steps
 from verify.trace.record import Record

@@ -11,6 +11,9 @@ from verify.rules import Subject, rule
 from verify.trace.record import Evaluation, NotSeenError, Record
 
 EXACT = 2e-5
+# A number as it is printed, with a fraction.
+SHOWN = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
+BATCH_VARIABLES = ("loss", "batch_loss", "l")
 # An accuracy that is none of the usual numbers is worth a word when it is far off in several evaluations.
 CLEARLY, UNKNOWN = 0.05, "which is not the share of samples whose largest logit is the target"
 NUMBER = re.compile(r"[-+]?\d+\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+")
@@ -136,6 +139,21 @@ def _is(value: float, other: float) -> bool:
     return abs(value - other) <= EXACT * max(abs(value), abs(other), 1e-9)
 
 
+def _is_said(evaluation: Evaluation, values: list[float]) -> bool:
+    """Whether the script prints one of the values after the evaluation, with three digits or more."""
+    shown = [text for event in evaluation.said for text in SHOWN.findall(event["text"])]
+    exact = [
+        (float(text), len(text.partition(".")[2])) for text in shown if len(text.strip("0.").replace(".", "")) >= 3
+    ]
+    return any(abs(number - value) <= 0.5001 * 10**-digits for number, digits in exact for value in values)
+
+
+def _is_meant(evaluation: Evaluation, name: str, value: float) -> bool:
+    """Whether a variable is what the script reports: `loss` alone is any batch's, unless it is printed afterwards."""
+    plain = name.rpartition(".")[2] in BATCH_VARIABLES
+    return not plain or _is_said(evaluation, [value])
+
+
 def _named(name: str, words: tuple[str, ...]) -> bool:
     return any(word in name.lower() for word in words)
 
@@ -167,12 +185,12 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
         judged += 1
         if _is_merged(record, evaluation):
             right += _parts_of(evaluation)
-        if any(_is(value, one) for value in reported.values() for one in right):
+        if any(_is(value, one) for value in reported.values() for one in right) or _is_said(evaluation, right):
             continue
         for what, wrong in _wrong_means(evaluation, whole).items():
             if any(abs(wrong - one) <= 1e-4 * abs(one) for one in right):
                 continue
-            match = next((k for k, v in reported.items() if _is(v, wrong)), None)
+            match = next((k for k, v in reported.items() if _is(v, wrong) and _is_meant(evaluation, k, v)), None)
             if match:
                 seen.setdefault(what, []).append((match, reported[match], right[0], evaluation))
                 break
@@ -257,7 +275,7 @@ def _accuracy_mistakes(record: Record) -> Iterator[Finding]:
             parts = [passes[a:b] for a in range(len(passes)) for b in range(a + 1, len(passes) + 1)][:5000]
             shares = [sum(p["correct"] for p in part) / sum(p["n"] for p in part) for part in parts]
             right += [scale * value for value in shares for scale in (1, 100)]
-        if any(_is(value, one) for value in reported.values() for one in right):
+        if any(_is(value, one) for value in reported.values() for one in right) or _is_said(evaluation, right):
             continue
         match = _match_accuracy(evaluation, reported, right, whole)
         if match:
@@ -388,8 +406,8 @@ def best_of_wrong_direction(record: Record) -> Iterator[Finding]:
     """The best checkpoint is the worst.
 
     Why it matters: what is evaluated and served later is the worst model of the run.
-    Found by: after which evaluations a file with "best" in its name is saved, or one by Lightning's ModelCheckpoint with
-    a monitor, compared with records of accuracy and loss in either direction.
+    Found by: after which evaluations a file with "best" in its name is saved, or one by Lightning's ModelCheckpoint
+    with a monitor, compared with records of accuracy and loss in either direction.
     Not an error: ties, and metrics that are neither.
 
     Wrong: `if val_loss > best: save()`

@@ -270,7 +270,9 @@ def _accumulation(record: Record) -> tuple[int, list[Event]]:
     windows = Counter(s["backwards_since_clear"] for s in steps)
     size = windows.most_common(1)[0][0] if windows else 1
     whole = [s for s in steps[1:] if s["backwards_since_clear"] == size]
-    if size < 2 or any(max(s["batches"], s["passes"]) < size for s in whole):
+    # Several losses of one batch, as those of a discriminator, are called in several places.
+    one_place = len({b["loc"] for b in record.of("backward")}) == 1
+    if size < 2 or any(max(s["batches"], one_place * s["passes"]) < size for s in whole):
         raise NotSeenError("gradients are not accumulated over batches")
     return size, steps
 

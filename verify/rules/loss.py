@@ -145,13 +145,16 @@ def loss_not_mean(record: Record) -> Iterator[Finding]:
     Why it matters: the gradient grows with the batch size, so the learning rate means something else for each size and
     for the last, smaller batch.
     Found by: `reduction="sum"`, or a plain sum of single losses, that backward starts from.
-    Not an error: a sum that is divided before backward; sums in an evaluation.
+    Not an error: a sum that is divided before backward; the sum of a few losses; sums in an evaluation.
     """
     backwards = record.of("backward")
     if not backwards:
         raise NotSeenError("no backward pass was seen")
-    summed = [b for b in backwards if (b["reduction"] == "sum" and b["ratio"] == 1) or _is_sum(b["chain"])]
     batch = max((p["n"] for p in record.of("pass") if p["trained"]), default=0)
+    summed = [b for b in backwards if (b["reduction"] == "sum" and b["ratio"] == 1) or _is_sum(b["chain"])]
+    numbers = [b["summed"] for b in summed if b.get("summed")]
+    if numbers and max(numbers) < batch / 2:
+        return  # of a few losses
     if len(summed) >= ENOUGH and len(summed) >= MOST * len(backwards) and batch > 1:
         yield Finding(
             measured=f"backward starts from a sum over up to {batch} samples",

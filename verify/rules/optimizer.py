@@ -80,10 +80,11 @@ def nothing_trainable(record: Record) -> Iterator[Finding]:
 
     Why it matters: the loss goes down by nothing but chance.
     Found by: `requires_grad` of every tensor in the optimizer.
-    Not an error: some frozen tensors among others.
+    Not an error: some frozen tensors among others; a teacher that is frozen when it has been trained.
     """
     for held in record.of("held"):
-        if held["tensors"] and held["frozen"] == held["tensors"]:
+        trained = any(step["grads"] == "ok" for step in record.steps_of.get(held["opt"], []))
+        if held["tensors"] and held["frozen"] == held["tensors"] and not trained:
             yield Finding(
                 measured=f"{held['frozen']} of {held['tensors']} tensors frozen",
                 expected="at least one trainable",

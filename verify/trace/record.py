@@ -223,7 +223,7 @@ class Record:
     @property
     def training_failed(self) -> bool:
         """Whether nothing was trained."""
-        return not self.of("step") and not self.of("backward")
+        return not self.of("step", "backward", "grad_call")
 
     def need_training(self, steps: int = 1) -> None:
         """Raise if there were too few optimizer steps.
@@ -333,6 +333,7 @@ class Record:
                 one.beside = following.beside = True
                 if not one.values:
                     one.values, one.values_loc = dict(following.values), following.values_loc
+                one.said = one.said or following.said
         return found
 
     def _add_pass(

@@ -85,7 +85,8 @@ def _resuming(command: list[str], whole: Record, first: Record) -> list[str]:
     if not option["takes_value"]:
         return [*command, flag]
     paths = list(dict.fromkeys(e["path"] for e in first.of("save")))
-    last = [p for p in paths if any(word in Path(p).name.lower() for word in ("last", "latest"))] or paths[-1:]
+    named = [p for p in paths if any(word in Path(p).name.lower() for word in ("last", "latest"))]
+    last = named or [p for p in paths if "best" not in Path(p).name.lower()] or paths
     return [*command, flag, last[-1]] if last else command
 
 

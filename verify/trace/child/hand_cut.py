@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch.utils.data import TensorDataset
 
-from . import data_probes as probes
+from .items import as_tensor
+from .measuring import Unavailable, attempt
 from .names import held, role
+from .split_probes import in_common, met_once
+from .stored import row_hashes
 from .tensors import tensors_of
 
 LEAST_ROWS = 16
@@ -41,15 +44,15 @@ def splits(capture: Any, until: float) -> tuple[Any, list[Any], list[Any]]:
         Unavailable: no such tensors are held.
     """
     batch = _batch(capture)
-    mine = probes._row_hashes(_flat(batch, batch.dtype), range(len(batch)), until)
+    mine = row_hashes(_flat(batch, batch.dtype), range(len(batch)), until)
     tensors = list(_tensors(batch, until))
     sources = [one for one in tensors if _may_be_cut_from(one, mine)]
     if not sources:
-        raise probes.Unavailable("no training loader was seen")
+        raise Unavailable("no training loader was seen")
     source = min(sources, key=lambda one: len(one.hashes))
     evals = _evaluated([one for one in tensors if one is not source])
     targets = _targets_of_batch(capture, source, mine)
-    overlaps = [probes._attempt(lambda one=one: _overlap(source, one, mine)) for one in evals]
+    overlaps = [attempt(lambda one=one: _overlap(source, one, mine)) for one in evals]
     return _use(source, targets, len(batch)), [_use(one, _targets_beside(one, targets), 0) for one in evals], overlaps
 
 
@@ -71,14 +74,14 @@ def _evaluated(tensors: list[Held]) -> list[Held]:
 def _batch(capture: Any) -> torch.Tensor:
     batch = next(tensors_of(capture.inputs), None) if capture.inputs is not None else None
     if batch is None or batch.ndim < 2 or len(batch) < 8 or batch[0].numel() < 2:
-        raise probes.Unavailable("no training loader was seen")
+        raise Unavailable("no training loader was seen")
     return batch.detach().cpu()
 
 
 def _table(value: Any) -> torch.Tensor | None:
     """A tensor of a tensor or array; other things of the script are not touched."""
     known = isinstance(value, torch.Tensor) or type(value).__module__ == "numpy"
-    return probes._as_tensor(value) if known else None
+    return as_tensor(value) if known else None
 
 
 def _flat(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -98,17 +101,17 @@ def _tensors(batch: torch.Tensor, until: float) -> Iterator[Held]:
         size += tensor.numel() * batch.element_size() if key not in known else 0
         if key not in known and size < MOST_BYTES:
             known.add(key)
-            yield Held(path, tensor, probes._row_hashes(_flat(tensor, batch.dtype), range(len(tensor)), until))
+            yield Held(path, tensor, row_hashes(_flat(tensor, batch.dtype), range(len(tensor)), until))
 
 
 def _overlap(source: Held, split: Held, mine: list[int]) -> dict[str, Any]:
-    result = probes._common(source.hashes, split.hashes, method="rows")
-    shared = probes._unique(source.hashes) & probes._unique(split.hashes)
+    result = in_common(source.hashes, split.hashes, method="rows")
+    shared = met_once(source.hashes) & met_once(split.hashes)
     seen = sum(row in shared for row in mine)
     expected = len(mine) * len(shared) / max(1, len(source.hashes))
     if shared and not seen:
         if expected < SURE:
-            raise probes.Unavailable("too few rows of training batches were seen")
+            raise Unavailable("too few rows of training batches were seen")
         return {**result, "method": "rows not trained on", "common": 0, "share": 0.0}
     return {**result, "in_last_batch": seen}
 
@@ -118,7 +121,7 @@ def _targets_of_batch(capture: Any, source: Held, mine: list[int]) -> Held | Non
     wanted = capture.targets
     if wanted is None or wanted.is_floating_point() or wanted.ndim != 1 or len(wanted) != len(mine):
         return None
-    once = probes._unique(source.hashes)
+    once = met_once(source.hashes)
     place = {row: number for number, row in enumerate(source.hashes) if row in once}
     pairs = [(place[row], int(label)) for row, label in zip(mine, wanted.tolist()) if row in place]
     if len(pairs) < 8:

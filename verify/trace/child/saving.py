@@ -46,7 +46,7 @@ PATH_NAMES = ("filepath", "checkpoint_path", "ckpt_path", "path", "urlpath", "fi
 
 
 def _callers(frame: Any) -> list[Any]:
-    found = []
+    found: list[Any] = []
     while frame is not None and len(found) < 12:
         found.append(frame)
         frame = frame.f_back

@@ -51,7 +51,7 @@ class TargetsProbe:
         if inputs is None or labels is None or labels.dim() != 1 or labels.is_floating_point():
             return
         if inputs.is_floating_point() and 2 <= len(inputs) <= LARGEST_BATCH:
-            self.before, self.labels = _columns(inputs), labels.detach().cpu().long().clone()
+            self.before, self.labels = _columns(inputs).clone(), labels.detach().cpu().long().clone()
 
     def watch(self, model_input: Any, logits: Any) -> None:
         """Ask for the gradient of the logits, (B, K)."""
@@ -64,8 +64,11 @@ class TargetsProbe:
             return
         self.left -= 1
         after = _columns(inputs)
-        if after.shape == self.before.shape and int(self.labels.min()) >= 0:
-            self.watched = (after, logits.detach().cpu().double().clone())
+        if after.shape != self.before.shape or int(self.labels.min()) < 0:
+            return
+        unchanged = torch.equal(after[:, :FEW_COLUMNS], self.before[:, :FEW_COLUMNS])
+        if self.plain_left > 0 or not unchanged:
+            self.watched = (after.double(), logits.detach().cpu().double().clone())
             logits.register_hook(self._receive)
 
     def _receive(self, gradient: Tensor) -> None:
@@ -78,7 +81,7 @@ class TargetsProbe:
         if watched is None or gradient is None or self.before is None or self.labels is None:
             return None
         after, logits = watched
-        how, weights = how_mixed(self.before, after)
+        how, weights = how_mixed(self.before.double(), after)
         if how == "unknown":
             self.unknown_left -= 1
             self.left = self.left if self.unknown_left else 0
@@ -106,7 +109,7 @@ class TargetsProbe:
 def _columns(inputs: Tensor) -> Tensor:
     """(B, at most MOST_COLUMNS or a little more)"""
     flat = inputs.detach().reshape(len(inputs), -1)
-    return flat[:, :: max(1, flat.shape[1] // MOST_COLUMNS)].cpu().double().clone()
+    return flat[:, :: max(1, flat.shape[1] // MOST_COLUMNS)].cpu()
 
 
 def how_mixed(before: Tensor, after: Tensor) -> tuple[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SUM_TOLERANCE = 1e-4
+TARGET_KEYS = ("label", "labels", "target", "targets", "y", "class", "classes", "label_ids")
 LARGEST_HASHED = 4 * 2**20
 
 
@@ -27,14 +28,33 @@ def tensors_of(value: Any, depth: int = 4) -> Iterator[Tensor]:
         yield from tensors_of(value.logits, depth - 1)
 
 
+def named_targets(batch: Any) -> Tensor | None:
+    """What a batch itself calls its labels."""
+    if not isinstance(batch, Mapping):
+        return None
+    named = [value for key, value in batch.items() if str(key).lower() in TARGET_KEYS and isinstance(value, Tensor)]
+    return named[0] if named else None
+
+
+def possible_targets(batch: Any, count: int, classes: int) -> list[Tensor]:
+    """The tensors of a batch that may be class numbers (count,) below `classes`."""
+    named = named_targets(batch)
+    found = [named] if named is not None else list(tensors_of(batch))
+    whole = [t for t in found if t.dim() == 1 and len(t) == count and not t.is_floating_point() and count]
+    return [t for t in whole if t.dtype is not torch.bool and int(t.min()) >= 0 and int(t.max()) < classes]
+
+
 def inputs_and_targets(batch: Any) -> tuple[Tensor | None, Tensor | None]:
     """The first float tensor of a batch, and the first that may be its targets: of the same length, after it."""
-    found = list(tensors_of(batch))
+    named = named_targets(batch)
+    found = [t for t in tensors_of(batch) if t is not named]
     inputs = next((t for t in found if t.is_floating_point() and t.dim() >= 2), None)
     if inputs is None:
         inputs = next((t for t in found if t.dim() >= 2), None)
     if inputs is None:
         return None, None
+    if named is not None and named.dim() >= 1 and len(named) == len(inputs):
+        return inputs, named
     rest = [t for t in found if t is not inputs and t.dim() >= 1 and len(t) == len(inputs)]
     whole = [t for t in rest if not t.is_floating_point()]
     return inputs, next(iter(whole or rest), None)

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import cuda, loaders, rates, saving
+from . import cuda, loaders, rates, saving, steps
+from .backward import backward as run_backward
 from .events import finite
 from .quiet import quiet
 from .recorder import Recorder
@@ -25,6 +26,8 @@ LOSSES = (
 )  # fmt: skip
 # Full statistics of a loss's input for so many calls, then for every so many.
 DESCRIBED, DESCRIBED_EVERY = 40, 25
+# Calls of functional gradients that are written down.
+MOST_FUNCTIONAL = 50
 
 
 def install(session: Any) -> None:
@@ -123,7 +126,7 @@ def _hook_module_zero_grad(recorder: Recorder) -> None:
             ids = {id(p) for p in module.parameters()}
             for info in recorder.optimizers.values():
                 if any(id(p) in ids for p in info.probes):
-                    recorder.zero(info)
+                    steps.zero(recorder, info)
 
     nn.Module.zero_grad = zero_grad  # type: ignore[method-assign]
 
@@ -191,7 +194,7 @@ def _hook_backward(recorder: Recorder) -> None:
     def backward(tensors: Any, *args: Any, **options: Any) -> None:
         if recorder.backward_depth or not _active(recorder):
             return original(tensors, *args, **options)
-        return recorder.backward(tensors, original, (tensors, *args), options)
+        return run_backward(recorder, tensors, original, (tensors, *args), options)
 
     torch.autograd.backward = backward
     engine = torch.autograd.grad
@@ -204,6 +207,27 @@ def _hook_backward(recorder: Recorder) -> None:
         return result
 
     torch.autograd.grad = grad
+    for name in ("grad", "grad_and_value"):
+        setattr(torch.func, name, _functional(recorder, getattr(torch.func, name)))
+
+
+def _functional(recorder: Recorder, original: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.func.grad` and its like: training without a backward pass and without an optimizer of torch's."""
+
+    @functools.wraps(original)
+    def transform(*args: Any, **options: Any) -> Any:
+        function = original(*args, **options)
+
+        def gradient(*args: Any, **options: Any) -> Any:
+            result = function(*args, **options)
+            if _active(recorder) and not recorder.inside and recorder.functional_calls < MOST_FUNCTIONAL:
+                recorder.functional_calls += 1
+                recorder.emit("grad_call", step=recorder.step, loc=recorder.here())
+            return result
+
+        return functools.wraps(function)(gradient)
+
+    return transform
 
 
 def _hook_optimizers(recorder: Recorder) -> None:
@@ -216,12 +240,12 @@ def _hook_optimizers(recorder: Recorder) -> None:
         original_init(optimizer, *args, **options)
         _make_skippable(recorder, type(optimizer))
         if _active(recorder):
-            recorder.optimizer(optimizer)
+            steps.optimizer_info(recorder, optimizer)
 
     def zero_grad(optimizer: Any, *args: Any, **options: Any) -> None:
         original_zero(optimizer, *args, **options)
         if _active(recorder):
-            recorder.zero(recorder.optimizer(optimizer))
+            steps.zero(recorder, steps.optimizer_info(recorder, optimizer))
 
     base.__init__ = init  # type: ignore[method-assign]
     base.zero_grad = functools.wraps(original_zero)(zero_grad)  # type: ignore[method-assign]
@@ -230,7 +254,7 @@ def _hook_optimizers(recorder: Recorder) -> None:
     def load_state_dict(optimizer: Any, state_dict: Any) -> None:
         original_load(optimizer, state_dict)
         if _active(recorder):
-            number = recorder.optimizer(optimizer).number
+            number = steps.optimizer_info(recorder, optimizer).number
             entries = len(state_dict.get("state", {})) if isinstance(state_dict, dict) else None
             recorder.emit("optimizer_loaded", opt=number, entries=entries, step=recorder.step, loc=recorder.here())
 
@@ -252,11 +276,11 @@ def _make_skippable(recorder: Recorder, cls: type) -> None:
             return original(optimizer, *args, **options)
         closure = options.get("closure") or next((a for a in args if callable(a)), None)
         if recorder.fast:
-            recorder.optimizer(optimizer)
+            steps.optimizer_info(recorder, optimizer)
             result = closure() if closure is not None else None
-            recorder.after_step(optimizer, closure is not None)
+            steps.after_step(recorder, optimizer, closure is not None)
             return result
-        recorder.before_step(optimizer)
+        steps.before_step(recorder, optimizer)
         depth[0] += 1
         recorder.step_depth += 1
         try:
@@ -264,7 +288,7 @@ def _make_skippable(recorder: Recorder, cls: type) -> None:
         finally:
             depth[0] -= 1
             recorder.step_depth -= 1
-        recorder.after_step(optimizer, closure is not None)
+        steps.after_step(recorder, optimizer, closure is not None)
         return result
 
     step._watched = True  # type: ignore[attr-defined]
