@@ -29,4 +29,8 @@ if __name__ == "__main__":
     held &= compare(
         "  shape and count only", shapes, [sys.executable, "-c", "import torch"], repeats=repeats, target=1.3
     )
+    vit = kit(
+        "verify", "--model", "vit", "--device", "cpu", "--expect-params", "86M", "--select", "MOD101,MOD102,MOD103"
+    )
+    held &= compare("  the same of ViT-B/16", vit, [sys.executable, "-c", "import torch"], repeats=repeats, target=1.3)
     sys.exit(not held)

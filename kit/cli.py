@@ -71,8 +71,10 @@ def _root(
 @app.command()
 def new(
     dest: Annotated[Path, typer.Argument(help="Folder of the new project; must not exist, or be empty.")],
-    model: Annotated[str, typer.Option(help="Architecture: cnn.")] = "cnn",
-    dataset: Annotated[str, typer.Option(help="Data set: cifar10, or digits (small, needs no network).")] = "cifar10",
+    model: Annotated[str, typer.Option(help="Architecture: cnn, resnet or vit.")] = "cnn",
+    dataset: Annotated[
+        str, typer.Option(help="Data set: cifar10, digits (small, needs no network) or imagenet (folders you bring).")
+    ] = "cifar10",
     config: Annotated[str, typer.Option(help="Kind of configuration: yaml.")] = "yaml",
     tracker: Annotated[str, typer.Option(help="Experiment tracker: tensorboard.")] = "tensorboard",
     deploy: Annotated[
@@ -90,8 +92,9 @@ def new(
         project = new_project(dest, model=model, dataset=dataset, config=config, tracker=tracker, data=answers)
     except ScaffoldError as error:
         raise fail(error) from None
-    quick = "python train.py --set dataset=digits --set epochs=5"
-    steps = [f"cd {shlex.quote(str(dest))}", "kit verify", f"{quick}   # seconds, no download", "python evaluate.py"]
+    quick = "python train.py --set dataset=digits --set epochs=5   # seconds, no download"
+    first = "python train.py" if dataset == "imagenet" else quick  # another number of classes, another size
+    steps = [f"cd {shlex.quote(str(dest))}", "kit verify", first, "python evaluate.py"]
     typer.echo("\n  ".join([f"Created {project}. Next:", *steps]))
 
 
@@ -101,7 +104,7 @@ def verify(
         str | None,
         typer.Option(
             metavar="TARGET",
-            help="cnn, file.py:Class, package.module:Class, torchvision:NAME or timm:NAME. "
+            help="cnn, resnet, vit, file.py:Class, package.module:Class, torchvision:NAME or timm:NAME. "
             "Without it, the verify.yaml of the project says what to check.",
         ),
     ] = None,
@@ -118,6 +121,17 @@ def verify(
     tolerance: Annotated[
         str | None, typer.Option(metavar="T", help="For --expect-params: 1%, or a number of parameters.")
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="TARGET", help="A reference: with its weights the model must give the same logits."),
+    ] = None,
+    like_kwargs: Annotated[
+        list[str] | None, typer.Option(metavar="K=V,...", help="Arguments of the reference's constructor.")
+    ] = None,
+    summary: Annotated[
+        bool,
+        typer.Option("--summary", help="Parameters, work and memory by module; checks shapes and counts only."),
+    ] = False,
     project: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the project and its verify.yaml.")
     ] = None,
@@ -159,6 +173,8 @@ def verify(
         "num_classes": num_classes,
         "expect_params": expect_params,
         "tolerance": tolerance,
+        "like": like,
+        "like_kwargs": _parse_kwargs(like_kwargs) if like_kwargs else None,
         "train_steps": train_steps,
         "select": _parse_codes(select),
         "ignore": _parse_codes(ignore),
@@ -173,8 +189,12 @@ def verify(
             )
     except SpecError as error:
         raise fail(error) from None
+    if summary and not spec.select:
+        from verify.rules import SHAPE_RULES
+
+        spec.select = list(SHAPE_RULES)
     seen = _read_record(record) if record else None
-    limits = {"profile": _profile(quick, full), "timeout": timeout}
+    limits = {"profile": _profile(quick, full), "timeout": timeout, "summary": summary}
     raise typer.Exit(_verify(spec, folder, device, require_gpu, limits, Outputs(format_, output, html), seen))
 
 

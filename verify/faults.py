@@ -85,7 +85,9 @@ def _short(filename: str) -> str:
 
 def class_location(cls: type) -> str:
     """`file:line` of the class's forward if it is the user's, else nothing; cheap, as it reads no source file."""
-    forward = getattr(vars(cls).get("forward"), "__code__", None)
+    forward = getattr(getattr(cls, "forward", None), "__code__", None)  # its own, or the one that it inherits
+    if forward is not None and "forward" not in vars(cls) and _is_library(forward.co_filename):
+        forward = None
     filename = forward.co_filename if forward else getattr(sys.modules.get(cls.__module__), "__file__", None)
     if not filename or _is_library(filename):
         return ""

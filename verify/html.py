@@ -6,12 +6,12 @@ import base64
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verify.render import LABEL, ORDER, duration, plain_verdict
-from verify.report import Report, Status, plural
+from verify.render import LABEL, ORDER, duration, plain_verdict, table_text
+from verify.report import Report, Status, Table, plural
 from verify.rules import all_rules
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def render_html(report: Report, title: str, sections: Sequence[Section] = ()) ->
     return environment.get_template(PAGE).render(
         report=report,
         title=title,
-        sections=sections,
+        sections=[*sections, *map(_section, report.tables)],
         verdict=answer[:1].upper() + answer[1:],
         tone=_tone(report),
         counts=_counts(report),
@@ -103,6 +103,11 @@ def render_html(report: Report, title: str, sections: Sequence[Section] = ()) ->
         duration=duration(report.seconds),
         meaning={code: rule.title for code, rule in all_rules().items()},
     )
+
+
+def _section(table: Table) -> Section:
+    text = table_text(replace(table, title="", notes=[])).strip("\n")
+    return Section(title=table.title, text=text, paragraphs=table.notes)
 
 
 def _prose(text: str) -> Markup:

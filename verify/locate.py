@@ -68,25 +68,41 @@ def first_difference(
         counterparts: name of a parameter of the candidate -> names of those of the reference.
         tolerance: largest difference of equal results, relative to their standard deviation.
     """
-    theirs, own = follow_modules(reference, x), follow_modules(candidate, x)
-    pool = _Pool(theirs, tolerance)
-    guilty = own
-    while True:
-        inner = next((s for s in guilty.inside if pool.holds_all(s.given) and not pool.holds_all(s.made)), None)
-        broken = next((s for s in guilty.inside if not pool.holds_all(s.given)), None)
-        if inner is None or (broken is not None and guilty.inside.index(broken) < guilty.inside.index(inner)):
-            break
+    sides = _Sides(follow_modules(reference, x), follow_modules(candidate, x), counterparts, tolerance)
+    guilty = sides.own
+    while (inner := _first_wrong(guilty, sides)) is not None:
         guilty = inner
-    other = _counterpart(guilty, theirs, counterparts, pool)
+    other = sides.counterpart(guilty)
     leaves = other is not None and not guilty.inside and not other.inside
     return Difference(
         module=guilty.name,
         counterpart=None if other is None else other.name,
         size=None if other is None else _size(guilty, other),
-        between=_between(guilty, pool),
+        between=_between(guilty, sides),
         own=_printed(guilty.module) if leaves else "",
         other=_printed(other.module) if leaves and other is not None else "",
     )
+
+
+def _first_wrong(step: Step, sides: _Sides) -> Step | None:
+    """The first call inside that receives what the reference has and returns what it has not; None if one that
+    receives something else comes before, as then `step` itself made the difference.
+
+    A linear layer that holds the same weights cannot be wrong: the reference may have fused it with others. Neither is
+    one whose result has become the same again where the next one receives it.
+    """
+    for inner, then in itertools.zip_longest(step.inside, step.inside[1:]):
+        if not sides.same_input(inner):
+            return None
+        if sides.same_result(inner):
+            continue
+        if isinstance(inner.module, nn.Linear):
+            sides.pool.add(inner.made)
+            continue
+        again = then is not None and then.given and inner.made and then.given[0].numel() == inner.made[0].numel()
+        if not (again and sides.same_input(then)):
+            return inner
+    return None
 
 
 def follow_modules(model: nn.Module, x: Tensor) -> Step:
@@ -141,8 +157,13 @@ class _Pool:
         self.by_size: dict[int, list[tuple[float, Tensor]]] = {}
         self.known: dict[int, bool] = {}
         for step in root.walk():
-            for tensor in (*step.given, *step.made):
-                self.by_size.setdefault(tensor.numel(), []).append((_norm(tensor), tensor))
+            self.add([*step.given, *step.made])
+
+    def add(self, tensors: list[Tensor]) -> None:
+        """Count these as the reference's too."""
+        for tensor in tensors:
+            self.known[id(tensor)] = True
+            self.by_size.setdefault(tensor.numel(), []).append((_norm(tensor), tensor))
 
     def holds_all(self, tensors: list[Tensor]) -> bool:
         """Whether the reference has all of them too."""
@@ -162,7 +183,7 @@ class _Pool:
         if a.shape == b.shape:
             return _relative(a, b) <= self.tolerance
         a, b = a.squeeze(), b.squeeze()
-        if b.dim() > MOST_AXES:
+        if a.numel() != b.numel() or b.dim() > MOST_AXES:
             return False
         flat = a.reshape(-1)
         return any(
@@ -180,22 +201,58 @@ def _relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.std().clamp_min(1e-12)).item()
 
 
-def _counterpart(
-    step: Step, root: Step, counterparts: Mapping[str, set[str]], pool: _Pool
-) -> Step | None:
-    """The module of the reference that does the work of `step`: with the same parameters, or the same input."""
-    if not step.name:
-        return root
-    own = [f"{step.name}.{name}" for name, _ in step.module.named_parameters()]
-    wanted = set().union(*(counterparts.get(name, set()) for name in own)) if own else set()
-    steps = list(root.walk())
-    if wanted:
-        around = [s for s in steps if all(name.startswith(f"{s.name}." if s.name else "") for name in wanted)]
-        fitting = [s for s in around if _same_numel(s, step)]
-        return (fitting or around)[-1]
-    equal = [s for s in steps if s.given and step.given and _same_numel(s, step) and pool.equal(step.given[0], s.given[0])]
-    kind = [s for s in equal if not s.inside]
-    return (kind or equal or [None])[-1]
+class _Sides:
+    """The calls of both models, and which of them do the same work."""
+
+    def __init__(self, theirs: Step, own: Step, counterparts: Mapping[str, set[str]], tolerance: float) -> None:
+        self.theirs, self.own, self.counterparts = theirs, own, counterparts
+        self.pool = _Pool(theirs, tolerance)
+        self.steps = list(theirs.walk())
+        self.exact: dict[int, Step | None] = {}
+
+    def same_input(self, step: Step) -> bool:
+        """Whether the reference's counterpart receives the same; without one, whether the reference has it at all."""
+        other = self._exact(step)
+        if other is None or not (other.given and step.given) or other.given[0].numel() != step.given[0].numel():
+            return self.pool.holds_all(step.given)
+        return self.pool.equal(step.given[0], other.given[0])
+
+    def same_result(self, step: Step) -> bool:
+        """The same of what `step` returns."""
+        other = self._exact(step)
+        if other is None or not _same_numel(step, other):
+            return self.pool.holds_all(step.made)
+        return self.pool.equal(step.made[0], other.made[0])
+
+    def _exact(self, step: Step) -> Step | None:
+        """The outermost call of the reference with the same parameters and no others; None if there is none."""
+        if id(step) not in self.exact:
+            wanted = self._parameters(step)
+            fitting = (s for s in self.steps if wanted and {f"{s.name}.{n}" for n in _names(s)} == wanted)
+            self.exact[id(step)] = next(fitting, None)
+        return self.exact[id(step)]
+
+    def _parameters(self, step: Step) -> set[str]:
+        names = (f"{step.name}.{name}" for name in _names(step))
+        return set().union(*(self.counterparts.get(name, set()) for name in names))
+
+    def counterpart(self, step: Step) -> Step | None:
+        """The module of the reference that does the work of `step`: with the same parameters, or the same input."""
+        if not step.name:
+            return self.theirs
+        wanted = self._parameters(step)
+        if wanted:
+            around = [s for s in self.steps if all(name.startswith(f"{s.name}." if s.name else "") for name in wanted)]
+            fitting = [s for s in around if _same_numel(s, step)]
+            return self._exact(step) or (fitting or around)[-1]
+        equal = [s for s in self.steps if step.given and s.given and self.pool.equal(step.given[0], s.given[0])]
+        equal = [s for s in equal if _same_numel(s, step)]
+        kind = [s for s in equal if not s.inside] or equal
+        return kind[-1] if kind else None
+
+
+def _names(step: Step) -> list[str]:
+    return [name for name, _ in step.module.named_parameters()] if step.name else []
 
 
 def _same_numel(a: Step, b: Step) -> bool:
@@ -212,11 +269,11 @@ def _size(step: Step, other: Step) -> float | None:
     return min(_relative(flat, b.permute(order).reshape(-1)) for order in itertools.permutations(range(b.dim())))
 
 
-def _between(step: Step, pool: _Pool) -> tuple[str, str]:
+def _between(step: Step, sides: _Sides) -> tuple[str, str]:
     """Inside of `step`: the last module that agrees before the first that receives something else."""
     last = ""
     for inner in step.inside:
-        if not pool.holds_all(inner.given):
+        if not sides.same_input(inner):
             return last, inner.name
         last = inner.name
     return last, ""

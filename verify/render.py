@@ -8,7 +8,7 @@ from itertools import chain, zip_longest
 from textwrap import shorten, wrap
 from xml.etree import ElementTree
 
-from verify.report import Check, Report, Status, plural, shortlist
+from verify.report import Check, Report, Status, Table, plural, shortlist
 
 INDENT = " " * 6
 ORDER = (Status.FAIL, Status.ERROR, Status.WARN)
@@ -132,6 +132,30 @@ def render_text(report: Report, title: str, write: Callable[[str], None], width:
         write_check(check, "dim")
     for note in report.notes:
         write(f"[dim]note[/]  {escape(note)}")
+    for table in report.tables:
+        for line in table_text(table).splitlines():
+            write(escape(line))
+
+
+def table_text(table: Table) -> str:
+    """A table in a fixed-width font: an empty line, its title, aligned columns, notes. Numbers stand to the right."""
+    lines = [table.columns, *table.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
+
+    def aligned(row: list[str]) -> str:
+        cells = (
+            cell.rjust(width) if _is_number(cell) else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        )
+        return "  ".join(cells).rstrip()
+
+    numeric = [all(_is_number(row[column]) for row in table.rows) for column in range(len(table.columns))]
+    head = (c.rjust(w) if right else c.ljust(w) for c, w, right in zip(table.columns, widths, numeric, strict=True))
+    return "\n".join(["", table.title, "  ".join(head).rstrip(), *map(aligned, table.rows), *table.notes])
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell[0].isdigit()
 
 
 def _headline(report: Report, title: str, width: int | None) -> list[str]:

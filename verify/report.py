@@ -53,6 +53,23 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """Numbers that belong beside the checks: a summary of a model, two structures side by side.
+
+    Args:
+        title: what it shows.
+        columns: heading of each column.
+        rows: of text, as many in each row as there are columns.
+        notes: sentences below the table: conventions, totals.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One line of a report: a rule, applied. The fields are those of the JSON contract."""
 
@@ -88,6 +105,7 @@ class Report:
     seconds: float = 0.0
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -109,8 +127,11 @@ class Report:
         return [check for check in self.checks if check.status in statuses]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as the documented JSON object (`schema` 1), in which a note is a pass with a message."""
-        return {
+        """The report as the documented JSON object (`schema` 1), in which a note is a pass with a message.
+
+        `tables` is there only if there are any.
+        """
+        contract = {
             "schema": SCHEMA,
             "passed": self.passed,
             "target": self.target,
@@ -119,6 +140,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "checks": [_contract(check) for check in self.checks],
         }
+        return contract | ({"tables": [asdict(table) for table in self.tables]} if self.tables else {})
 
     def assert_passed(self) -> None:
         """For a test: everything held.

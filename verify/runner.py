@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from verify.report import Check, Report, Status
-from verify.rules import Rule, select_rules
+from verify.report import Check, Report, Status, Table
+from verify.rules import Rule, planned_rules
 from verify.spec import Spec
 
 MEMORY_SHARE = 0.7
@@ -68,6 +68,7 @@ def verify_model(
     profile: Profile = DEFAULT,
     timeout: float | None = None,
     on_rule: Callable[[str, str], None] = lambda code, name: None,
+    summary: bool = False,
 ) -> Report:
     """Check a model against the catalogue, in an isolated process.
 
@@ -79,12 +80,13 @@ def verify_model(
         profile: how much time it may take.
         timeout: seconds after which the process is killed, if not the profile's.
         on_rule: called with code and name of each rule when it begins.
+        summary: also make the table of parameters, work and memory.
 
     Raises:
-        ValueError: `select` or `ignore` match no rule.
+        ValueError: `select` or `ignore` match no rule, or what is left has nothing to check.
     """
     folder = (folder or Path.cwd()).resolve()
-    planned = select_rules(spec.select, spec.ignore)
+    planned = planned_rules(spec)
     limit = timeout or profile.timeout
     request = {
         "spec": asdict(spec),
@@ -94,6 +96,8 @@ def verify_model(
         "seconds": profile.seconds,
         "training_seconds": min(profile.training, TRAINING_SHARE * limit),
         "profile": profile.name,
+        "summary": summary,
+        "rules": [(rule.function.__module__, rule.code) for rule in planned],
     }
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kit-verify-") as scratch:
@@ -238,6 +242,8 @@ def _read_report(name: str, planned: list[Rule], events: Path, ending: str, last
             started = event["code"]
         elif kind == "check":
             report.checks.append(Check.from_json(event["check"]))
+        elif kind == "table":
+            report.tables.append(Table(**event["table"]))
         elif kind == "unusable":
             at = next((rule for rule in planned if rule.code == started), planned[0])
             report.checks.append(_error(at, event["message"]))

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 COMPILER = "torch._dynamo"
 SYMBOLS = "torch.fx.experimental.symbolic_shapes"
@@ -88,7 +90,64 @@ def plain_sizes() -> Iterator[None]:
                 del sys.modules[name]
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    fits = x.dim() > 1 and weight.dim() == 2 and x.shape[-1] == weight.shape[1] and x.dtype == weight.dtype
+    return x.new_empty((*x.shape[:-1], weight.shape[0])) if fits and _same_size(bias, weight.shape[:1]) else None
+
+
+def _layer_norm(
+    x: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 0
+) -> Tensor | None:
+    size = tuple(shape)
+    fits = size == tuple(x.shape[-len(size) :]) and _same_size(weight, size) and _same_size(bias, size)
+    return torch.empty_like(x) if fits else None
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor | None:
+    plain = not any(option for name, option in options.items() if name != "dropout_p")
+    fits = query.dim() == key.dim() == value.dim() == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]
+    fits = fits and query.shape[-1] == key.shape[-1] and key.shape[2] == value.shape[2]
+    return query.new_empty((*query.shape[:-1], value.shape[-1])) if plain and fits else None
+
+
+def _add(a: Any, b: Any) -> Tensor | None:
+    same = isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype
+    return torch.empty_like(a) if same and a.is_contiguous() else None
+
+
+def _same_size(tensor: Tensor | None, size: tuple[int, ...]) -> bool:
+    return tensor is None or tuple(tensor.shape) == tuple(size)
+
+
+class _Shortcuts(TorchFunctionMode):
+    """Answers with an empty tensor what torch would work out in Python, 5 ms a layer norm.
+
+    Only where the sizes plainly fit; everything else, and so every error, is left to torch.
+    """
+
+    ANSWERS: ClassVar[dict[Any, Callable[..., Tensor | None]]] = {
+        F.linear: _linear,
+        F.layer_norm: _layer_norm,
+        F.scaled_dot_product_attention: _attention,
+        F.gelu: lambda x, **_: torch.empty_like(x),
+        Tensor.add: _add,
+        torch.add: _add,
+        Tensor.__add__: _add,
+    }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer, or let torch do it."""
+        answer = self.ANSWERS.get(func)
+        first = args[0] if args else None
+        if answer is not None and isinstance(first, Tensor) and first.is_meta:
+            with suppress(TypeError):  # other arguments than the usual ones
+                made = answer(*args, **(kwargs or {}))
+                if made is not None:
+                    return made
+        return func(*args, **(kwargs or {}))
+
+
 def meta_forward(model: nn.Module, size: tuple[int, ...]) -> Any:
     """Run a model that lives on the meta device on an input of shape `size`; what it returns has shapes and no data."""
-    with torch.no_grad(), plain_sizes():
+    with torch.no_grad(), plain_sizes(), _Shortcuts():
         return model(torch.empty(size, device="meta"))

@@ -103,6 +103,42 @@ class TrainingSpec:
 
 
 @dataclass(kw_only=True)
+class ExpectSpec:
+    """What a model must be inside: the keys of `expect:` in `verify.yaml`, each of which may be left out.
+
+    Names may be patterns: `*` stands for one part between two dots, `**` for any number of them.
+
+    Args:
+        shapes: name of a module -> shape of its output. `B` is the batch, `*` any size.
+        attention: shape of the weights of every attention, [B, heads, queries, keys]; each row sums to 1.
+        blocks: names of the residual blocks, for `depth`, `width` and `skips`.
+        depth: number of blocks.
+        width: features of what the blocks return; or each of them once, in order, where it changes.
+        skips: whether every block has a skip connection.
+        feature_map: the smallest side, in pixels, of a feature map before global pooling.
+        bias_before_norm: whether convolutions have a bias before a batch norm.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": False}
+
+    shapes: dict[str, list[str | int]] | None = None
+    attention: list[str | int] | None = None
+    blocks: str | None = None
+    depth: int | None = None
+    width: int | list[int] | None = None
+    skips: bool | None = None
+    feature_map: int | None = None
+    bias_before_norm: bool | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("depth", "width", "skips"):
+            if getattr(self, key) is not None and not self.blocks:
+                raise SpecError(f"expect: {key} needs the names of the blocks, such as `blocks: blocks.*`")
+        if self.attention is not None and len(self.attention) != 4:
+            raise SpecError(f"expect: attention {self.attention} must be [B, heads, queries, keys]")
+
+
+@dataclass(kw_only=True)
 class Spec:
     """What to verify and what it must be. The fields are the keys of `verify.yaml`.
 
@@ -118,6 +154,9 @@ class Spec:
         select: prefixes of rule codes to check; all when empty.
         ignore: prefixes of rule codes to leave out.
         training: what a run must be; checked from the record of a watched run.
+        expect: what the model must be inside.
+        like: a target that computes the same function.
+        like_kwargs: keyword arguments of its constructor.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": False}
@@ -133,6 +172,9 @@ class Spec:
     select: list[str] = field(default_factory=list)
     ignore: list[str] = field(default_factory=list)
     training: TrainingSpec | None = None
+    expect: ExpectSpec | None = None
+    like: str = ""
+    like_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.input_size is not None and (not self.input_size or any(size < 1 for size in self.input_size)):
@@ -141,6 +183,8 @@ class Spec:
             raise SpecError(f"num_classes {self.num_classes} must be at least 1")
         if self.train_steps is not None and self.train_steps < 1:
             raise SpecError(f"train_steps {self.train_steps} must be at least 1")
+        if self.like_kwargs and not self.like:
+            raise SpecError("like_kwargs are arguments of the reference, which `like` must name")
         if self.tolerance is not None and self.expect_params is None:
             raise SpecError("a tolerance needs an expected number of parameters (expect_params)")
         self.param_count()
@@ -189,7 +233,7 @@ def _validated(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         spec = TypeAdapter(Spec).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][: 2 if first["loc"][0] == "training" else 1])
+        where = ".".join(str(part) for part in first["loc"][: 2 if first["loc"][0] in ("training", "expect") else 1])
         raise SpecError(f"{path}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None

@@ -22,8 +22,9 @@ import torch
 from verify.faults import ModelExitedError, ModelRaisedError
 from verify.probe import ModelProbe, UnavailableError
 from verify.report import Check, Finding, Status
-from verify.rules import Rule, select_rules
-from verify.spec import Spec
+from verify.rules import SHAPE_RULES, Rule, rules_named
+from verify.spec import ExpectSpec, Spec
+from verify.summary import summary_table
 from verify.targets import TargetError, resolve
 
 
@@ -70,14 +71,21 @@ def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> Non
     started = time.monotonic()
     device = _device(request["device"], request["require_gpu"])
     _emit(events, event="begin", device=str(device), torch=torch.__version__)
-    spec = Spec(**{**request["spec"], "training": None})
+    expect = request["spec"]["expect"]
+    spec = Spec(**{**request["spec"], "training": None, "expect": ExpectSpec(**expect) if expect else None})
     target = resolve(spec.model, spec.kwargs, spec.num_classes, Path(request["folder"]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    rules = rules_named(request["rules"])
     probe = ModelProbe(target, spec, device, request["training_seconds"], output.summary, threads)
+    probe.shapes_only = {rule.code for rule in rules} <= set(SHAPE_RULES)
+    if spec.like:
+        probe.reference = resolve(spec.like, spec.like_kwargs, _classes(probe), Path(request["folder"]))
     _emit(events, event="target", name=target.name)
     reported: dict[str, str] = {}
-    for rule in select_rules(spec.select, spec.ignore):
+    if request["summary"]:
+        _emit(events, event="table", table=asdict(summary_table(probe)))
+    for rule in rules:
         if time.monotonic() - started > request["seconds"]:
             reason = f"not begun: {request['seconds']:g} s were over (profile {request['profile']}); --full allows more"
             late = Check(code=rule.code, name=rule.name, status=Status.SKIP, message=reason)
@@ -86,7 +94,16 @@ def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> Non
         _emit(events, event="start", code=rule.code, name=rule.name)
         for check in apply(rule, probe, reported):
             _emit(events, event="check", check=asdict(check))
+    for table in probe.tables:
+        _emit(events, event="table", table=asdict(table))
     _emit(events, event="done", notes=list(dict.fromkeys(probe.notes)))
+
+
+def _classes(probe: ModelProbe) -> int | None:
+    """As many logits as the model has, for the reference; None where there is no telling, so that it keeps its own."""
+    with suppress(ModelRaisedError, UnavailableError):
+        return probe.num_classes
+    return None
 
 
 def _device(wanted: str, require_gpu: bool) -> torch.device:
@@ -111,9 +128,10 @@ def apply(rule: Rule, probe: ModelProbe, reported: dict[str, str]) -> Iterator[C
     """
     start = time.monotonic()
     try:
-        findings = list(rule.function(probe)) or [Finding(status=Status.PASS)]
+        findings = _findings(rule, probe)
     except UnavailableError as error:
-        findings = [Finding(status=Status.SKIP, message=str(error))]
+        # What was asked for and could not be checked is never a pass.
+        findings = [Finding(status=Status.ERROR if rule.asked else Status.SKIP, message=str(error))]
     except ModelRaisedError as error:
         findings = [_raised(error, reported, rule.code)]
     except ModelExitedError as error:
@@ -135,6 +153,12 @@ def apply(rule: Rule, probe: ModelProbe, reported: dict[str, str]) -> Iterator[C
             **{**asdict(finding), "status": finding.status or rule.severity},
             seconds=round(seconds / len(findings), 4),
         )
+
+
+def _findings(rule: Rule, probe: ModelProbe) -> list[Finding]:
+    if not rule.is_asked(probe.spec):
+        return [Finding(status=Status.SKIP, message=f"nothing was asked: {rule.asked}")]
+    return list(rule.function(probe)) or [Finding(status=Status.PASS)]
 
 
 def _raised(error: ModelRaisedError, reported: dict[str, str], code: str) -> Finding:

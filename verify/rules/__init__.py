@@ -22,6 +22,8 @@ from verify.report import Finding, Status
 MODULES = (
     "model",
     "dataflow",
+    "parity",
+    "structure",
     "data",
     "mixing",
     "gradient",
@@ -41,11 +43,16 @@ MODULES = (
     "running",
     "acceptance",
 )
+# Those with rules about a model; importing the others costs as much CPU time as counting parameters.
+MODULES_ABOUT_MODELS = ("model", "dataflow", "parity", "structure", "gradient", "training")
 # The order in which a report lists them: the data and the model come before what builds on them.
 FAMILIES = (
-    "RUN", "DAT", "MOD", "LOS", "GRD", "OPT", "LRS", "TRN", "AMP",
+    "RUN", "DAT", "MOD", "PAR", "LOS", "GRD", "OPT", "LRS", "TRN", "AMP",
     "EMA", "EVL", "CKP", "REP", "DST", "CFG", "SRC", "SPC",
 )  # fmt: skip
+
+# Shapes and counts, which need no numbers.
+SHAPE_RULES = ("MOD101", "MOD102", "MOD103")
 
 RuleFunction = Callable[[Any], Iterator[Finding]]
 
@@ -59,13 +66,25 @@ class Subject(StrEnum):
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of the catalogue. `severity` is what a finding means unless the finding says otherwise."""
+    """A rule of the catalogue.
+
+    Args:
+        severity: what a finding means unless the finding says otherwise.
+        asked: key of the spec, such as `like` or `expect.shapes`, without which there is nothing to check.
+    """
 
     code: str
     name: str
     severity: Status
     subject: Subject
     function: RuleFunction
+    asked: str = ""
+
+    def is_asked(self, spec: Any) -> bool:
+        """Whether the spec says what the rule needs to know."""
+        for key in filter(None, self.asked.split(".")):
+            spec = getattr(spec, key, None)
+        return spec not in (None, "", {}, [])
 
     @property
     def title(self) -> str:
@@ -82,7 +101,7 @@ _REGISTRY: dict[str, Rule] = {}
 
 
 def rule(
-    code: str, *, severity: Status = Status.FAIL, subject: Subject = Subject.MODEL
+    code: str, *, severity: Status = Status.FAIL, subject: Subject = Subject.MODEL, asked: str = ""
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register a function as a rule; its name becomes the rule's name, with hyphens."""
 
@@ -91,7 +110,7 @@ def rule(
             raise ValueError(f"rule code {code} is taken by {_REGISTRY[code].name}")
         if not inspect.getdoc(function):
             raise ValueError(f"rule {code} has no docstring")
-        _REGISTRY[code] = Rule(code, function.__name__.replace("_", "-"), severity, subject, function)
+        _REGISTRY[code] = Rule(code, function.__name__.replace("_", "-"), severity, subject, function, asked)
         return function
 
     return register
@@ -99,7 +118,16 @@ def rule(
 
 def all_rules() -> dict[str, Rule]:
     """Every rule by its code, family by family: the model comes before what builds on it."""
-    for module in MODULES:
+    return _known(MODULES)
+
+
+def _begins_any(prefix: str, rules: dict[str, Rule]) -> bool:
+    return any(code.startswith(prefix) for code in rules)
+
+
+def _known(modules: tuple[str, ...]) -> dict[str, Rule]:
+    """The rules that are registered once these modules have been imported."""
+    for module in modules:
         import_module(f"verify.rules.{module}")
     return dict(sorted(_REGISTRY.items(), key=lambda item: (FAMILIES.index(item[0][:3]), item[0])))
 
@@ -110,8 +138,10 @@ def select_rules(select: list[str], ignore: list[str], subject: Subject = Subjec
     Raises:
         ValueError: a prefix that matches no rule at all, or nothing is left.
     """
-    rules = all_rules()
-    check_codes([*select, *ignore])
+    rules = _known(MODULES_ABOUT_MODELS) if subject is Subject.MODEL else all_rules()
+    if not all(_begins_any(code, rules) for code in (*select, *ignore)):
+        rules = all_rules()
+        check_codes([*select, *ignore])
     chosen = [
         rule
         for code, rule in rules.items()
@@ -122,6 +152,29 @@ def select_rules(select: list[str], ignore: list[str], subject: Subject = Subjec
     if not chosen:
         raise ValueError(f"no rule is left to check about a {subject}: {_why_nothing(select)}")
     return chosen
+
+
+def planned_rules(spec: Any) -> list[Rule]:
+    """The rules about a model that `spec` selects and gives something to check, in the order in which they are applied.
+
+    What was asked for comes right after shapes and counts, so that time never runs out before it.
+
+    Raises:
+        ValueError: nothing is left, or a prefix matches no rule.
+    """
+    chosen = select_rules(spec.select, spec.ignore)
+    planned = [rule for rule in chosen if rule.is_asked(spec)]
+    if not planned:
+        lacking = ", ".join(dict.fromkeys(rule.asked for rule in chosen))
+        raise ValueError(f"no rule is left to check about a model: what is selected needs {lacking}")
+    return sorted(planned, key=lambda rule: (rule.code not in SHAPE_RULES, not rule.asked))
+
+
+def rules_named(names: list[list[str]]) -> list[Rule]:
+    """The rules of these (module, code), without importing the modules of any others."""
+    for module, _ in names:
+        import_module(module)
+    return [_REGISTRY[code] for _, code in names]
 
 
 def _why_nothing(select: list[str]) -> str:

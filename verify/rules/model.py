@@ -21,10 +21,11 @@ def model_builds(probe: ModelProbe) -> Iterator[Finding]:
     """The model cannot be built.
 
     Why it matters: nothing else can be checked.
-    Found by: calling the class or function with the given arguments, on the CPU and on the meta device.
+    Found by: calling the class or function with the given arguments; on the meta device if nothing but shapes and
+    counts is asked for, else for real.
     Not an error: a constructor that needs real numbers and so does not work on the meta device.
     """
-    model = probe.model
+    model = (probe.meta_model if probe.shapes_only else None) or probe.model
     modules = sum(1 for _ in model.modules())
     yield Finding(status=Status.PASS, measured=f"{type(model).__name__}, {plural(modules, 'module')}")
 
