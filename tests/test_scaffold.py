@@ -104,13 +104,41 @@ def files(folder: Path) -> dict[str, bytes]:
 
 class TestRendered:
     def test_has_every_file_of_the_contract(self, rendered: tuple[Path, dict[str, str]]) -> None:
-        project, _ = rendered
+        project, answers = rendered
         expected = (
-            "data/dataloader.py models/model.py models/cnn.py train.py evaluate.py config.yaml requirements.txt "
+            "data/dataloader.py models/model.py train.py evaluate.py config.yaml requirements.txt "
             "verify.yaml tests README.md CLAUDE.md .clauderc .gitignore .copier-answers.yml .claude/settings.json "
             ".claude/commands/train.md .claude/commands/evaluate.md"
         )
         assert [name for name in expected.split() if not (project / name).exists()] == []
+        assert (project / "models" / f"{answers['model']}.py").exists()
+
+    def test_other_architectures_are_left_out(self, rendered: tuple[Path, dict[str, str]]) -> None:
+        project, answers = rendered
+        names = set(files(project))
+        for model in CHOICES["model"]:
+            own = {f"models/{model}.py", f"tests/test_{model}.py"}
+            assert names & own == (own if model == answers["model"] else set())
+        presets = {name for name in names if name.startswith("presets/")}
+        assert presets == ({f"presets/{answers['model']}_paper.yaml"} if answers["model"] != "cnn" else set())
+
+    def test_recipes_are_those_of_the_sources(self, rendered: tuple[Path, dict[str, str]]) -> None:
+        project, answers = rendered
+        config = yaml.safe_load((project / "config.yaml").read_text())
+        if answers["model"] == "resnet":
+            seed = {"optimizer": "sgd", "momentum": 0.9, "scheduler": "cosine", "learning_rate": 0.1}
+            seed |= {"min_learning_rate": 0.001, "grad_clip": 1.0, "checkpoint_every": 10, "val_fraction": 0.1}
+            assert config.items() >= (seed | {"batch_size": 128, "num_workers": 4}).items()
+            paper = yaml.safe_load((project / "presets" / "resnet_paper.yaml").read_text())
+            assert (
+                paper.items() >= {"milestones": [32000, 48000], "weight_decay": 0.0001, "blocks_per_stage": 3}.items()
+            )
+            assert paper["epochs"] * -(-45000 // paper["batch_size"]) == pytest.approx(64000, rel=0.01)
+        if answers["model"] == "vit":
+            paper = yaml.safe_load((project / "presets" / "vit_paper.yaml").read_text())
+            assert paper["batch_size"] * paper["accumulation_steps"] == 4096
+            numbers = {"learning_rate": 0.003, "warmup_steps": 10000, "weight_decay": 0.3, "epochs": 300}
+            assert paper.items() >= (numbers | {"optimizer": "adamw", "dataset": "imagenet", "grad_clip": 1.0}).items()
 
     def test_answers_reach_config_and_answers_file(self, rendered: tuple[Path, dict[str, str]]) -> None:
         project, answers = rendered
@@ -364,8 +392,11 @@ class TestNewProject:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"model": "vit-huge"}, "model=vit-huge: not offered by the template; choose one of cnn"),
-            ({"dataset": "mnist"}, "dataset=mnist: not offered by the template; choose one of cifar10, digits"),
+            ({"model": "vit-huge"}, "model=vit-huge: not offered by the template; choose one of cnn, resnet, vit"),
+            (
+                {"dataset": "mnist"},
+                "dataset=mnist: not offered by the template; choose one of cifar10, digits, imagenet",
+            ),
             ({"config": "toml"}, "config=toml: not offered"),
             ({"tracker": ""}, "tracker=: not offered"),
             ({"deploy": True}, "deploy: the template has no such question; it asks for project_name, model"),

@@ -178,4 +178,6 @@ def test_weights_of_a_mixed_batch_are_measured() -> None:
     how, weights = how_mixed(x, torch.cat([x[:, :90], x[PARTNER][:, 90:]], dim=1))
     assert (how, weights.diagonal().mean().item()) == ("parts", pytest.approx(0.3))
     assert how_mixed(x, x)[0] == "none"
+    how, weights = how_mixed(x[:, :10], 0.25 * x[:, :10] + 0.75 * x[PARTNER][:, :10])
+    assert (how, weights.diagonal().mean().item()) == ("sum", pytest.approx(0.25))
     assert how_mixed(x, x + torch.randn_like(x))[0] == "unknown"

@@ -219,6 +219,7 @@ PLANTED: list[tuple[str, str, Change]] = [
     ("RUN072", "cuda", lambda run: run.more("cuda_asked", what=".cuda()", loc="train.py:9")),
     ("RUN073", "import", lambda run: crash(untrained(run), "ModuleNotFoundError")),
     ("RUN074", "untrained", untrained),
+    ("OPT713", "misnamed", lambda run: run.more("group_key", opt=0, key="learning_rate", step=1)),
     ("RUN076", "one-step", lambda run: run.more("ended", why="time", step=1)),
     ("RUN075", "input", lambda run: run.more("input", prompt="Go on?", loc="train.py:2")),
     # averages of the weights
@@ -289,7 +290,7 @@ PLANTED: list[tuple[str, str, Change]] = [
     # the optimizer
     ("OPT701", "left-out", lambda run: change_rows(run, "stem", opts=[], changed=False)),
     ("OPT702", "foreign", lambda run: run.put("held", n_foreign=2, foreign=[[10, 8], [10]])),
-    ("OPT703", "frozen", lambda run: run.put("held", frozen=3)),
+    ("OPT703", "frozen", lambda run: run.put("step", grads="none").put("held", frozen=3)),
     (
         "OPT704",
         "alternating",
@@ -434,6 +435,7 @@ def metric_given(run: Run, name: str) -> Run:
 HEALTHY: list[tuple[str, str, Change]] = [
     ("RUN071", "ended-by-the-watcher", lambda run: run.put("run", code=1).more("ended", why="time", step=24)),
     ("RUN074", "crash", lambda run: crash(untrained(run))),
+    ("OPT713", "own-key", lambda run: run.more("group_key", opt=0, key="lr_scale", step=1)),
     ("RUN076", "enough-steps", lambda run: run.more("ended", why="time", step=24)),
     ("RUN076", "asked-for", lambda run: run.more("ended", why="steps", step=1)),
     (

@@ -13,6 +13,7 @@ from verify.trace.record import Evaluation, NotSeenError, Record
 EXACT = 2e-5
 # A number as it is printed, with a fraction.
 SHOWN = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
+PRINTED = re.compile(r"(?:loss|nll)\b[^\d\n]{0,12}(\d+\.\d+)", re.IGNORECASE)
 BATCH_VARIABLES = ("loss", "batch_loss", "l")
 # An accuracy that is none of the usual numbers is worth a word when it is far off in several evaluations.
 CLEARLY, UNKNOWN = 0.05, "which is not the share of samples whose largest logit is the target"
@@ -148,6 +149,18 @@ def _is_said(evaluation: Evaluation, values: list[float]) -> bool:
     return any(abs(number - value) <= 0.5001 * 10**-digits for number, digits in exact for value in values)
 
 
+def _printed_losses(evaluation: Evaluation) -> list[tuple[float, int]]:
+    """(number, digits after the point) that the script prints as a loss after the evaluation, with four digits."""
+    found = []
+    for event in evaluation.said:
+        for match in PRINTED.finditer(event["text"]):
+            number = match[1]
+            before = event["text"][max(0, match.start() - 25) : match.start()].lower()
+            if "train" not in before and len(number.replace(".", "").lstrip("0")) >= 4:
+                found.append((float(number), len(number.partition(".")[2])))
+    return found
+
+
 def _is_meant(evaluation: Evaluation, name: str, value: float) -> bool:
     """Whether a variable is what the script reports: `loss` alone is any batch's, unless it is printed afterwards."""
     plain = name.rpartition(".")[2] in BATCH_VARIABLES
@@ -180,7 +193,8 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
         whole = _whole(record, evaluation)
         right = _right_means(evaluation, whole)
         reported = _reported_losses(evaluation)
-        if not right or not reported:
+        printed = _printed_losses(evaluation)
+        if not right or not (reported or printed):
             continue
         judged += 1
         if _is_merged(record, evaluation):
@@ -191,8 +205,10 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
             if any(abs(wrong - one) <= 1e-4 * abs(one) for one in right):
                 continue
             match = next((k for k, v in reported.items() if _is(v, wrong) and _is_meant(evaluation, k, v)), None)
-            if match:
-                seen.setdefault(what, []).append((match, reported[match], right[0], evaluation))
+            shown = next((n for n, digits in printed if abs(n - wrong) <= 0.5001 * 10**-digits), None)
+            if match or shown is not None:
+                value = reported[match] if match else float(shown or 0)
+                seen.setdefault(what, []).append((match or "the printed loss", value, right[0], evaluation))
                 break
     return {what: found[0] for what, found in seen.items() if len(found) >= max(1, judged / 2)}
 

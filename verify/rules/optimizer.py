@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
@@ -357,3 +358,47 @@ def _drifting(table: Event) -> list[str]:
     trained = {r["name"].rpartition(".")[0] for r in rows if r["trainable"]}
     changed = [name for name, moved in table["buffers"] if moved and name.endswith("running_mean")]
     return [name for name in changed if name.rpartition(".")[0] in frozen - trained]
+
+
+# What people write for the keys that optimizers read.
+MISNAMED = {
+    "learning_rate": "lr", "learningrate": "lr", "lrate": "lr", "l_r": "lr", "rate": "lr", "alpha": "lr",
+    "wd": "weight_decay", "weightdecay": "weight_decay", "decay": "weight_decay", "l2": "weight_decay",
+    "beta": "betas", "mom": "momentum", "epsilon": "eps",
+}  # fmt: skip
+
+
+@rule("OPT713", subject=Subject.RUN)
+def group_key_never_read(record: Record) -> Iterator[Finding]:
+    """A setting of the optimizer is written under a name that it does not read.
+
+    Why it matters: a group is a plain dict: a misspelt key is kept without a word, and the learning rate stays what it
+    was.
+    Found by: keys that the script adds to `param_groups` and that are another name of one that the optimizer has.
+    Not an error: keys of one's own, such as `name`, `lr_scale` or `initial_lr`.
+
+    Wrong: `group["learning_rate"] = rate`
+    Right: `group["lr"] = rate`
+    """
+    record.need_training()
+    for event in record.of("group_key"):
+        known = record.optimizers[event["opt"]]["groups"][0]
+        meant = MISNAMED.get(event["key"].lower())
+        if meant in known and event["key"] not in known:
+            yield Finding(
+                measured=f"param_groups[...][{event['key']!r}] is set",
+                expected=f"[{meant!r}]",
+                message=f"{record.optimizers[event['opt']]['cls']} reads {meant!r}, and nothing reads {event['key']!r}",
+                location=_written_at(record, event["key"]),
+                hint=f"group[{meant!r}] = ...",
+            )
+
+
+def _written_at(record: Record, key: str) -> str:
+    """The first line of the source that assigns to a key."""
+    pattern = re.compile(rf"""\[\s*["']{re.escape(key)}["']\s*\]\s*[-+*/]?=(?!=)""")
+    for path, text in record.sources.items():
+        for number, line in enumerate(text.splitlines(), start=1):
+            if pattern.search(line):
+                return f"{path}:{number}"
+    return ""

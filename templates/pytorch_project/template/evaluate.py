@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
-from data.dataloader import load_test_split, load_training_splits, make_loader
-from data.loader import BatchLoader, Split
+from data.dataloader import Loader, load_test_split, load_training_splits, make_loader
+from data.folders import FolderSplit
+from data.loader import Split
+from engine.build import model_of
 from engine.checkpoint import BEST, check_same_images, load_checkpoint, load_weights
 from engine.config import Config, make_config
 from engine.device import pick_device
@@ -31,7 +32,6 @@ from engine.errors import EXIT_DONE, run_script
 from engine.plots import plot_confusion_matrix, plot_images, plot_per_class_accuracy
 from engine.predict import loss_and_accuracy, predict
 from engine.run import RUNS, write_json
-from models.model import build_model
 
 SHOWN_MISTAKES = 25
 
@@ -48,9 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     # The checkpoint may come from a machine with a GPU.
     device = pick_device("cpu" if config.device == "cpu" else "auto")
     loader = make_loader(load_split(arguments.split, config, checkpoint), config, device)
-    model = build_model(config.model, config.num_classes)
+    model = model_of(config, device)
     load_weights(model, checkpoint)
-    model = model.to(device).to(memory_format=torch.channels_last)
     logits, labels = predict(model, loader)
 
     folder = RUNS / checkpoint["run_id"] / "evaluation" / arguments.split
@@ -67,16 +66,20 @@ def main(argv: list[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def load_split(name: str, config: Config, checkpoint: dict[str, Any]) -> Split:
+def load_split(name: str, config: Config, checkpoint: dict[str, Any]) -> Split | FolderSplit:
     """The images to evaluate on.
 
     Raises:
         UserError: they are not there, or "val" would not be the images that were kept out of training.
     """
     if name == "test":
-        return load_test_split(config.dataset, data_dir=config.data_dir)
+        return load_test_split(config.dataset, data_dir=config.data_dir, image_size=config.image_size)
     train, val = load_training_splits(
-        config.dataset, data_dir=config.data_dir, val_fraction=config.val_fraction, seed=config.seed
+        config.dataset,
+        data_dir=config.data_dir,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        image_size=config.image_size,
     )
     check_same_images(checkpoint, {"train": train.fingerprint, "val": val.fingerprint})
     return val
@@ -125,9 +128,9 @@ def find_misclassified(logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def write_results(metrics: dict[str, Any], logits: Tensor, labels: Tensor, loader: BatchLoader, folder: Path) -> None:
+def write_results(metrics: dict[str, Any], logits: Tensor, labels: Tensor, loader: Loader, folder: Path) -> None:
     """Write metrics.json, with all mistakes in it, and the pictures."""
-    classes, images = loader.dataset.source.classes, loader.dataset.images.numpy()
+    classes = loader.dataset.source.classes
     title = f"{metrics['dataset']} {metrics['split']}: accuracy {metrics['accuracy']:.2%} of {len(labels):,} images"
     mistakes = find_misclassified(logits, labels)
     for mistake in mistakes:
@@ -141,7 +144,8 @@ def write_results(metrics: dict[str, Any], logits: Tensor, labels: Tensor, loade
     shown = mistakes[:SHOWN_MISTAKES]
     captions = [f"says {m['predicted']} ({m['confidence']:.0%})\nis {m['true']}" for m in shown]
     title = f"The {len(shown)} most confident of {len(mistakes):,} mistakes" if mistakes else "No mistakes"
-    plot_images(images[[mistake["index"] for mistake in shown]], captions, title, folder / "misclassified.png")
+    pictures = loader.dataset.pictures([mistake["index"] for mistake in shown])
+    plot_images(pictures, captions, title, folder / "misclassified.png")
 
 
 def print_summary(metrics: dict[str, Any], folder: Path) -> None:

@@ -17,15 +17,17 @@ import math
 import sys
 import time
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from data.dataloader import get_dataloaders
 from engine import checkpoint as ckpt
+from engine.accumulate import Window, Windows
+from engine.build import model_of
 from engine.config import Config, add_config_arguments, load_config
 from engine.device import pick_device
 from engine.errors import EXIT_DONE, EXIT_INTERRUPTED, TrainingFailedError, run_script
@@ -36,7 +38,6 @@ from engine.progress import Progress
 from engine.rng import rng_state, seed_everything, set_rng_state
 from engine.run import Run, new_run_id, write_config
 from engine.stop import GracefulStop, StopRequestedError
-from models.model import build_model
 
 
 class Trainer:
@@ -46,11 +47,12 @@ class Trainer:
         seed_everything(config.seed)
         self.config = config
         self.train_loader, self.val_loader = get_dataloaders(config, device)
-        self.model = build_model(config.model, config.num_classes).to(device)
-        self.model.to(memory_format=torch.channels_last)  # convolutions on the CPU are up to twice as fast
+        self.model = model_of(config, device)
         self.optimizer = build_optimizer(self.model, config)
-        self.scheduler = build_scheduler(self.optimizer, config)
-        self.epochs, self.patience = config.epochs, config.patience
+        self.windows = Windows(self.train_loader, config.batch_size, config.accumulation_steps)
+        self.scheduler = build_scheduler(self.optimizer, config, len(self.windows))
+        self.step_every_update = config.schedule_by == "step"
+        self.epochs, self.patience, self.save_every = config.epochs, config.patience, config.checkpoint_every
         self.grad_clip, self.log_every = config.grad_clip or math.inf, config.log_every
         self.progress = Progress()
         self.run_id = new_run_id(config)
@@ -105,8 +107,8 @@ class Trainer:
             self.end_epoch(run, val_loss, val_accuracy, time.time() - started)
 
     def train_epoch(self, run: Run, stop: GracefulStop) -> None:
-        """The batches of the epoch in progress that are still to do."""
-        progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
+        """The updates of the epoch in progress that are still to do."""
+        progress = self.progress
         self.model.train()
         self.train_loader.set_epoch(progress.epoch, first_batch=progress.batch)
         bar = tqdm(
@@ -117,30 +119,48 @@ class Trainer:
             disable=None,  # no bar where stderr is not a terminal
             leave=False,
         )
-        for images, labels in stop.watch(bar):
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
-            if not (loss.isfinite() and grad_norm.isfinite()):
-                self.fail(run, images, labels, loss.item(), grad_norm.item())
-            self.optimizer.step()
-
-            progress.count(loss.item(), (logits.argmax(1) == labels).sum().item(), len(labels))
-            if progress.step % self.log_every == 0:
+        for window in stop.watch(self.windows.of(bar, first_batch=progress.batch)):
+            rate, batch = self.optimizer.param_groups[0]["lr"], progress.step
+            norm = self.update(run, window)
+            if self.step_every_update:
+                self.scheduler.step()
+            if progress.step // self.log_every > batch // self.log_every:
                 means = {"loss": progress.loss_sum / progress.seen, "accuracy": progress.correct / progress.seen}
-                norm = grad_norm.item()
                 bar.set_postfix(loss=f"{means['loss']:.4f}", acc=f"{means['accuracy']:.1%}")
                 run.log("train", step=progress.step, epoch=progress.epoch + 1, **means, lr=rate, grad_norm=norm)
                 run.plot(progress.step, GradientNorm=norm)
                 run.update_status(epoch=progress.epoch + 1, step=progress.step, metrics=means)
 
+    def update(self, run: Run, window: Window) -> float:
+        """One step of the optimizer, on the mean loss over all images of a window; the norm of its gradient.
+
+        Raises:
+            TrainingFailedError: the loss or the gradient is not finite.
+        """
+        self.optimizer.zero_grad()
+        counts = []
+        for images, labels in window.batches:
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
+            if not loss.isfinite():
+                run.fail(self.checkpoint(), images, labels, loss.item())
+            # Every image of the window weighs the same, also when the window or its last batch is a smaller one.
+            (loss * (len(labels) / window.samples)).backward()
+            counts.append((loss.item(), (logits.argmax(1) == labels).sum().item(), len(labels)))
+        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        if not grad_norm.isfinite():
+            run.fail(self.checkpoint(), images, labels, loss.item(), grad_norm.item())
+        self.optimizer.step()
+        for count in counts:
+            self.progress.count(*count)
+        return grad_norm.item()
+
     def end_epoch(self, run: Run, val_loss: float, val_accuracy: float, seconds: float) -> None:
         """Write down what the epoch gave, take the schedule one step on, save."""
         progress, rate = self.progress, self.optimizer.param_groups[0]["lr"]
         train_loss, train_accuracy = progress.loss_sum / progress.seen, progress.correct / progress.seen
-        self.scheduler.step()
+        if not self.step_every_update:
+            self.scheduler.step()
         is_best = progress.end_epoch(val_accuracy)
 
         metrics = {
@@ -152,31 +172,17 @@ class Trainer:
         run.log("epoch", step=progress.step, epoch=progress.epoch, **metrics, lr=rate, seconds=seconds, best=is_best)
         run.plot(progress.step, LearningRate=rate, Loss__train=train_loss, Loss__val=val_loss)
         run.plot(progress.step, Accuracy__train=train_accuracy, Accuracy__val=val_accuracy)
-        # The best one first: if this is killed between the two, the epoch is repeated and gives the same again.
+        # The best one first: if this is killed before the next last.pt, its epochs are repeated and give the same.
         if is_best:
             ckpt.save_checkpoint(self.checkpoint(), ckpt.BEST)
-        ckpt.save_checkpoint(self.checkpoint(), ckpt.LAST)
+        if progress.epoch % self.save_every == 0 or progress.why_finished(self.epochs, self.patience):
+            ckpt.save_checkpoint(self.checkpoint(), ckpt.LAST)
         run.update_status(epoch=progress.epoch, step=progress.step, metrics=metrics)
         print(
             f"Epoch {progress.epoch}/{self.epochs}  train loss {train_loss:.4f} acc {train_accuracy:.2%}  "
             f"val loss {val_loss:.4f} acc {val_accuracy:.2%}  lr {rate:.6f}  ({seconds:.1f} s)"
             + ("  saved best" if is_best else ""),
             flush=True,
-        )
-
-    def fail(self, run: Run, images: Tensor, labels: Tensor, loss: float, grad_norm: float) -> NoReturn:
-        """Save the batch and the state that it met, before they could spoil the weights, and give up.
-
-        Raises:
-            TrainingFailedError: always.
-        """
-        path = run.folder / "nonfinite.pt"
-        batch = {"images": images, "labels": labels, "loss": loss, "grad_norm": grad_norm}
-        ckpt.save_checkpoint(self.checkpoint() | batch, path)
-        raise TrainingFailedError(
-            f"loss {loss} with gradient norm {grad_norm} in epoch {self.progress.epoch + 1}, "
-            f"batch {self.progress.batch + 1}; the batch and the state before it are in {path}; "
-            "a lower learning_rate may help"
         )
 
 

@@ -100,16 +100,43 @@ for epoch in range(3):
 """
 
 
+LOSS_INSIDE = """
+class Classifier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = net()
+    def forward(self, a, labels):
+        logits = self.body(a)
+        return {"logits": logits, "loss": F.cross_entropy(logits, labels)}
+model = Classifier()
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+for epoch in range(3):
+    for number, (a, b) in enumerate(train):
+        (model(a, b)["loss"] / 2).backward()
+        if number % 2:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+RATE_BY_HAND = FASTAI.replace(
+    "for epoch in range(epochs):",
+    """for epoch in range(epochs):
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.1 / (epoch + 1)""",
+)
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [
+        ("TRN410", LOSS_INSIDE),
+        ("OPT713", RATE_BY_HAND),
         ("OPT703", DISTILLED),
         ("TRN410", TWO_LOSSES_A_STEP),
         ("LOS904", SUM_OF_TASKS),
         ("EVL604", FASTAI),
         ("RUN074", FUNCTIONAL),
     ],
-    ids=["distilled", "two-losses-a-step", "sum-of-tasks", "learner", "functional"],
+    ids=["loss-inside", "rate-by-hand", "distilled", "two-losses-a-step", "sum-of-tasks", "learner", "functional"],
 )
 def test_a_healthy_program_of_another_style_passes(tmp_path: Path, code: str, text: str) -> None:
     report = judge(watched(tmp_path, HEAD + text), [code])
@@ -123,7 +150,20 @@ SUMMED_OVER_SAMPLES = SUM_OF_TASKS.replace(
 PRINTS_THE_LAST_BATCH = FASTAI.replace("{self.summed / self.seen:.4f}", "{self.loss.item():.5f}")
 
 
-@pytest.mark.parametrize(("code", "text"), [("LOS904", SUMMED_OVER_SAMPLES), ("EVL604", PRINTS_THE_LAST_BATCH)])
+PRINTS_A_SUM = FASTAI.replace("self.summed / self.seen", "self.summed / len(val)")
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("LOS904", SUMMED_OVER_SAMPLES),
+        ("EVL604", PRINTS_THE_LAST_BATCH),
+        ("EVL604", PRINTS_A_SUM.replace("valid ", "valid loss ")),
+        ("TRN410", LOSS_INSIDE.replace('["loss"] / 2', '["loss"]')),
+        ("LOS901", LOSS_INSIDE.replace("F.cross_entropy(logits", "F.cross_entropy(logits.softmax(1)")),
+        ("OPT713", RATE_BY_HAND.replace('["lr"]', '["learning_rate"]')),
+    ],
+)
 def test_the_bug_that_looks_alike_is_found(tmp_path: Path, code: str, text: str) -> None:
     report = judge(watched(tmp_path, HEAD + text), [code])
     assert [check.status for check in report.checks if check.status not in (Status.PASS, Status.SKIP)] != []

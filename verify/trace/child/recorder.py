@@ -93,6 +93,7 @@ class Recorder:
         self.last_batch: Any = None
         self.targets_probe = TargetsProbe()
         self.functional_calls = 0
+        self.inner_losses: list[dict[str, Any]] = []
         self.horizon_places: set[str] = set()
         self.wrapped_models: dict[int, int] = {}
         self.constructed: dict[int, tuple[type, dict[str, Any]]] = {}
@@ -296,7 +297,7 @@ class Recorder:
             self.flush_passes(of=info)
         self.check_time()
         start = time.monotonic()
-        self.inside = True
+        self.inside, self.inner_losses = True, []
         try:
             output = call(module, *args, **kwargs)
         finally:
@@ -335,8 +336,9 @@ class Recorder:
             self.current.counts["forwards"] += 1
         if len(self.pending) >= MOST_PENDING:
             self.flush_passes()
-        targets = self._targets(main)
-        self.pending.append(Pass(info, fields, (args, kwargs), main, targets))
+        one = Pass(info, fields, (args, kwargs), main, self._targets(main))
+        one.add_losses(self.inner_losses)
+        self.pending.append(one)
         if inputs is not None and main is not None and main.numel() <= LARGEST_CACHED:
             self.cache[self._cache_key(info, inputs, grad)] = output
         self._check_dropouts(info)
@@ -380,6 +382,10 @@ class Recorder:
     def note_loss(self, fields: dict[str, Any], output: Tensor, inputs: Tensor) -> None:
         """A loss function was called."""
         self.last_loss = {**fields, "node": output.grad_fn}
+        if self.inside:  # a model that computes its loss itself: the pass is known when it is over
+            self.inner_losses.append(fields)
+            self.emit("loss", step=self.step, **{k: v for k, v in fields.items() if k != "target_tensor"})
+            return
         match = origin = next((p for p in reversed(self.pending) if is_from(p, inputs)), None)
         if match is None and self.pending and len(self.pending[-1].fields.get("shape") or []):
             match = self.pending[-1]

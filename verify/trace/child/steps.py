@@ -32,6 +32,7 @@ class OptimizerInfo:
         self.before: list[Tensor] = []
         self.grads = "none"
         self.pending: dict[str, Any] = {}
+        self.keys = {key for group in optimizer.param_groups for key in group} | set(optimizer.defaults)
         self.refresh()
 
     def refresh(self) -> None:
@@ -121,6 +122,7 @@ def after_step(recorder: Any, optimizer: Any, closure: bool) -> None:
         ratio = max((((b - a).norm() / a.norm()).item() for a, b in pairs), default=None)
         ratio = None if ratio is None else finite(ratio)
     look_at_rates(recorder, info)
+    _look_at_keys(recorder, info)
     recorder.emit(
         "step",
         n=recorder.step,
@@ -154,6 +156,15 @@ def after_step(recorder: Any, optimizer: Any, closure: bool) -> None:
     if recorder.stop_steps and recorder.step >= recorder.stop_steps:
         recorder.end("stopped after the steps that were asked for")
     recorder.check_time()
+
+
+@quiet
+def _look_at_keys(recorder: Any, info: OptimizerInfo) -> None:
+    """Keys that the script adds to the groups of an optimizer."""
+    new = {key for group in info.optimizer.param_groups for key in group} - info.keys
+    for key in sorted(new):
+        info.keys.add(key)
+        recorder.emit("group_key", opt=info.number, key=str(key), step=recorder.step)
 
 
 @quiet

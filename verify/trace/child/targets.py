@@ -147,13 +147,30 @@ def _parts(before: Tensor, after: Tensor, same: Tensor) -> Tensor | None:
 
 def _sums(before: Tensor, after: Tensor) -> Tensor | None:
     if 2 * len(before) > before.shape[1]:
-        return None
+        return _pairs(before, after)
     weights = after @ before.T @ torch.linalg.pinv(before @ before.T, hermitian=True)
     if (weights @ before - after).norm() > EXACT * after.norm():
         return None
     largest = weights.abs().topk(2, dim=1)
     two_at_most = largest.values.sum(dim=1) > (1 - EXACT) * weights.abs().sum(dim=1)
     return torch.where(weights.abs() > EXACT, weights, 0.0) if two_at_most.all() else None
+
+
+def _pairs(before: Tensor, after: Tensor) -> Tensor | None:
+    """As `_sums`, for images so small that any is a sum of the others: weights of two that sum to 1."""
+    weights = torch.zeros(len(before), len(before), dtype=torch.double)
+    for sample, mixed in enumerate(after):
+        apart = before[sample] - before
+        share = ((mixed - before) * apart).sum(dim=1) / apart.square().sum(dim=1).clamp_min(1e-300)
+        error = (mixed - before - share[:, None] * apart).norm(dim=1)
+        error[sample] = (mixed - before[sample]).norm()
+        partner = int(error.argmin())
+        if error[partner] > EXACT * mixed.norm():
+            return None
+        weights[sample, partner] = 1.0 if partner == sample else 1 - share[partner]
+        if partner != sample:
+            weights[sample, sample] = share[partner]
+    return weights
 
 
 def _towards(logits: Tensor, gradient: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Any]:

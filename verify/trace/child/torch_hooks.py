@@ -146,7 +146,7 @@ def _loss_hook(recorder: Recorder, name: str, original: Callable[..., Tensor]) -
     @functools.wraps(original)
     def loss(input: Any, target: Any, *args: Any, **options: Any) -> Tensor:  # noqa: A002  (torch's own names)
         output = original(input, target, *args, **options)
-        if recorder.inside or not _active(recorder) or not isinstance(input, Tensor) or not isinstance(target, Tensor):
+        if not _active(recorder) or not isinstance(input, Tensor) or not isinstance(target, Tensor):
             return output
         if recorder.skips(output.requires_grad):
             return output

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.randaugment import rand_augment
+
 # ITU-R BT.601 luma, the weights of PIL's and torchvision's greyscale conversion.
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 
@@ -23,12 +25,14 @@ class Augmentation:
         padding: pixels of black border added on each side before a random crop back to the original size; 0 is no crop.
         flip: mirror half of the images left to right.
         brightness, contrast: factors are drawn from [1 - value, 1 + value]; 0 is off.
+        rand_magnitude: of RandAugment, see data/randaugment.py; 0 is off.
     """
 
     padding: int = 4
     flip: bool = True
     brightness: float = 0.2
     contrast: float = 0.2
+    rand_magnitude: int = 0
 
 
 NO_AUGMENTATION = Augmentation(padding=0, flip=False, brightness=0.0, contrast=0.0)
@@ -74,6 +78,8 @@ def make_batch(
     pixels = random_crop(padded, index, augmentation.padding, generator)  # (B, H, W, C) uint8
     if augmentation.flip:
         pixels = random_flip(pixels, generator)
+    if augmentation.rand_magnitude:
+        pixels = rand_augment(pixels, augmentation.rand_magnitude, generator)
     images = pixels.float()
     if augmentation.brightness or augmentation.contrast:
         images = color_jitter(images, augmentation.brightness, augmentation.contrast, generator)

@@ -6,89 +6,127 @@ Look at the data of config.yaml, with a picture of a training batch:  python -m 
 import argparse
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.augment import NO_AUGMENTATION
+from data.folders import FolderLoader, FolderSplit, load_folder_test_split, load_folder_training_splits
 from data.loader import BatchLoader, Split
-from data.sources import SOURCES, Images, Labels, stratified_split
+from data.sources import SOURCES, Images, Labels, Source, stratified_split
 from engine.config import Config, add_config_arguments, load_config
 from engine.errors import UserError, run_script
 
+Loader = BatchLoader | FolderLoader
 
-def get_dataloaders(config: Config, device: torch.device | str = "cpu") -> tuple[BatchLoader, BatchLoader]:
+
+def get_dataloaders(config: Config, device: torch.device | str = "cpu") -> tuple[Loader, Loader]:
     """The training batches (shuffled, augmented) and the validation batches (neither) of a configuration.
 
     Raises:
-        UserError: the images are not there, or `num_classes` is not that of the data set.
+        UserError: the images are not there, or `num_classes` or `image_size` is not that of the data set.
     """
+    rand_augment = config.rand_augment
     train, val = load_training_splits(
         config.dataset,
         data_dir=config.data_dir,
         val_fraction=config.val_fraction,
         seed=config.seed,
         augment=config.augment,
+        color_jitter=0 if rand_augment else config.color_jitter,  # RandAugment changes colours itself
+        rand_augment=rand_augment,
+        image_size=config.image_size,
     )
     return make_loader(train, config, device), make_loader(val, config, device)
 
 
-def make_loader(split: Split, config: Config, device: torch.device | str = "cpu") -> BatchLoader:
+def make_loader(split: Split | FolderSplit, config: Config, device: torch.device | str = "cpu") -> Loader:
     """The batches of one split as `config` asks for them; only training images are shuffled.
 
     Raises:
-        UserError: `num_classes` is not that of the data set.
+        UserError: `num_classes` or `image_size` is not that of the data set, or it does not fit into memory.
     """
-    if config.num_classes != len(split.source.classes):
+    _check_sizes(split.source, config)
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "shuffle": split.name == "train",
+        "device": device,
+        "loader": config.loader,
+        "num_workers": config.num_workers,
+    }
+    if isinstance(split, FolderSplit):
+        return FolderLoader(split, config.batch_size, **options)
+    return BatchLoader(split, config.batch_size, **options)
+
+
+def _check_sizes(source: Source, config: Config) -> None:
+    if config.num_classes != len(source.classes):
         raise UserError(
-            f"num_classes is {config.num_classes}, but {config.dataset} has {len(split.source.classes)} classes; "
+            f"num_classes is {config.num_classes}, but {config.dataset} has {len(source.classes)} classes; "
             "correct num_classes"
         )
-    return BatchLoader(
-        split,
-        config.batch_size,
-        seed=config.seed,
-        shuffle=split.name == "train",
-        device=device,
-        loader=config.loader,
-        num_workers=config.num_workers,
-    )
+    if source.image_size and config.image_size != source.image_size:
+        raise UserError(
+            f"image_size is {config.image_size}, but the images of {config.dataset} have {source.image_size} pixels; "
+            "correct image_size"
+        )
 
 
 def load_training_splits(
-    dataset: str, *, data_dir: str = "data/raw", val_fraction: float = 0.1, seed: int = 0, augment: bool = True
-) -> tuple[Split, Split]:
+    dataset: str,
+    *,
+    data_dir: str = "data/raw",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    augment: bool = True,
+    color_jitter: float = 0.2,
+    rand_augment: int = 0,
+    image_size: int = 32,
+) -> tuple[Split, Split] | tuple[FolderSplit, FolderSplit]:
     """Divide the training images into "train" and "val"; the test images are not touched.
 
     Args:
         dataset: a key of `SOURCES`.
-        data_dir: where downloaded data sets are.
+        data_dir: where data sets are.
         val_fraction: part of each class that "val" gets and "train" does not.
         seed: of that division.
         augment: whether "train" is augmented.
+        color_jitter: change of brightness and contrast when it is.
+        rand_augment: magnitude of RandAugment when it is; 0 is off.
+        image_size: of images that have no common size of their own.
 
     Raises:
         UserError: the data are not there.
     """
     source = SOURCES[dataset]
+    augmentation = NO_AUGMENTATION
+    if augment:
+        augmentation = replace(
+            source.augmentation, brightness=color_jitter, contrast=color_jitter, rand_magnitude=rand_augment
+        )
+    if source.read is None:
+        return load_folder_training_splits(source, dataset, data_dir, val_fraction, seed, augmentation, image_size)
     images, labels = source.read(Path(data_dir), "train")
     train_index, val_index = stratified_split(labels, val_fraction, seed)
-    augmentation = source.augmentation if augment else NO_AUGMENTATION
     # Two objects, each with its own augmentation: what validation sees cannot depend on what is done for training.
     train = Split("train", *_tensors(images, labels, train_index), source, augmentation, _fingerprint(train_index))
     val = Split("val", *_tensors(images, labels, val_index), source, NO_AUGMENTATION, _fingerprint(val_index))
     return train, val
 
 
-def load_test_split(dataset: str, *, data_dir: str = "data/raw") -> Split:
+def load_test_split(dataset: str, *, data_dir: str = "data/raw", image_size: int = 32) -> Split | FolderSplit:
     """The test images. Called by evaluate.py alone: whatever looks at them before that makes their accuracy a lie.
 
     Raises:
         UserError: the data are not there.
     """
     source = SOURCES[dataset]
+    if source.read is None:
+        return load_folder_test_split(source, dataset, data_dir, image_size)
     images, labels = source.read(Path(data_dir), "test")
     index = np.arange(len(labels))
     return Split("test", *_tensors(images, labels, index), source, NO_AUGMENTATION, _fingerprint(index))
@@ -102,7 +140,7 @@ def _fingerprint(index: np.ndarray) -> str:
     return hashlib.sha256(index.astype("<i8").tobytes()).hexdigest()[:16]
 
 
-def visualize_batch(loader: BatchLoader, path: Path, num_images: int = 16) -> None:
+def visualize_batch(loader: Loader, path: Path, num_images: int = 16) -> None:
     """Save the first images of a batch as a PNG: what the model sees, normalisation undone, with class names."""
     from engine.plots import plot_images  # matplotlib is slow to import, and training has no use for it
 

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -41,6 +42,10 @@ class Split(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
+
+    def pictures(self, numbers: list[int]) -> np.ndarray:
+        """Some of the images to look at: uint8 (len(numbers), H, W, 3)."""
+        return self.images[numbers].numpy()
 
 
 class BatchOrder:
@@ -158,7 +163,7 @@ def _padded_bytes(split: Split) -> int:
     return count * (height + border) * (width + border) * channels
 
 
-def _ignore_interrupt(worker_id: int) -> None:
+def ignore_interrupt(worker_id: int) -> None:
     """Ctrl-C reaches the workers too; the training process decides when to stop and ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -170,6 +175,6 @@ def _make_fetch_loader(split: Split, order: BatchOrder, num_workers: int, pin_me
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=ignore_interrupt,
         generator=torch.Generator(),  # its own, or every epoch would take a number from the global one
     )

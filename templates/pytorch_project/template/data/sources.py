@@ -28,14 +28,17 @@ class Source:
         classes: names of the classes, by label.
         mean, std: of each channel over the training images (validation included), for pixels in [0, 1].
         augmentation: what may happen to a training image without making its label wrong.
-        read: takes the download folder and "train" or "test"; returns the images and labels of that part.
+        read: takes the download folder and "train" or "test"; returns the images and labels of that part. None: the
+            images are files in folders, see data/folders.py.
+        image_size: height and width in pixels; None: any, images are cropped to what is asked for.
     """
 
     classes: tuple[str, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augmentation: Augmentation
-    read: Callable[[Path, str], tuple[Images, Labels]]
+    read: Callable[[Path, str], tuple[Images, Labels]] | None
+    image_size: int | None = 32
 
 
 def read_cifar10(data_dir: Path, part: str) -> tuple[Images, Labels]:
@@ -137,5 +140,14 @@ SOURCES = {
         # No flip: a mirrored 3 is not a 3.
         augmentation=Augmentation(padding=4, flip=False, brightness=0.2, contrast=0.2),
         read=read_digits,
+    ),
+    "imagenet": Source(
+        classes=(),  # the folders' names
+        # Of the ImageNet training images; the values that torchvision's and most published models use.
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        augmentation=Augmentation(padding=0, flip=True, brightness=0.2, contrast=0.2),
+        read=None,
+        image_size=None,
     ),
 }

@@ -19,6 +19,7 @@ def _not_a_bool(value: Any) -> Any:
 
 # Not strict: YAML 1.1 reads 1e-3 (no dot) as text, which means the number all the same.
 Number = Annotated[float, BeforeValidator(_not_a_bool)]
+Positive = Annotated[StrictInt, Field(ge=1)]
 
 
 class Config(BaseModel):
@@ -26,14 +27,28 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: Literal["cnn"] = Field("cnn", description="architecture, a file in models/")
+    model: Literal["cnn", "resnet", "vit"] = Field("cnn", description="architecture, a file in models/")
     num_classes: StrictInt = Field(10, ge=2, description="number of classes; must be that of the data set")
+    blocks_per_stage: StrictInt = Field(1, ge=1, description="of resnet: n of the 6n + 2 layers")
+    shortcut: Literal["A", "B"] = Field("A", description="of resnet: A pads with zeros, B is a 1x1 convolution")
+    variant: Literal["micro", "mini", "Ti", "S", "B", "L", "H"] = Field(
+        "micro", description="of vit: see models/vit.py"
+    )
+    patch_size: StrictInt | None = Field(None, ge=1, description="of vit: in pixels; null is that of the variant")
+    positions: Literal["learned", "none", "relative"] = Field("learned", description="of vit: how it knows where")
+    dropout: Number = Field(0.0, ge=0, lt=1, description="of vit: share of activations dropped in training")
 
-    dataset: Literal["cifar10", "digits"] = Field("cifar10", description="data set, see data/sources.py")
-    data_dir: str = Field("data/raw", min_length=1, description="where downloads go; the variable KIT_DATA goes first")
+    dataset: Literal["cifar10", "digits", "imagenet"] = Field("cifar10", description="data set, see data/sources.py")
+    data_dir: str = Field("data/raw", min_length=1, description="where data sets are; the variable KIT_DATA goes first")
+    image_size: StrictInt = Field(32, ge=8, description="height and width; must be that of the data set, if it has one")
     val_fraction: Number = Field(0.1, gt=0, lt=1, description="part of the training images kept for validation")
     augment: StrictBool = Field(True, description="augment the training images the way the data set calls for")
+    color_jitter: Number = Field(
+        0.2, ge=0, lt=1, description="change of brightness and contrast; not with rand_augment"
+    )
+    rand_augment: StrictInt = Field(0, ge=0, le=30, description="magnitude of two random operations an image; 0 is off")
     batch_size: StrictInt = Field(128, ge=1, description="images in a batch")
+    accumulation_steps: StrictInt = Field(1, ge=1, description="batches whose gradients make up one update")
     loader: Literal["auto", "resident", "workers"] = Field("auto", description="whole data set in memory, or workers")
     num_workers: StrictInt = Field(4, ge=0, description="loader processes of the workers loader")
 
@@ -41,11 +56,17 @@ class Config(BaseModel):
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="update rule")
     learning_rate: Number = Field(0.001, gt=0, description="at the start of training")
     weight_decay: Number = Field(0.0001, ge=0, description="L2 penalty (adam, sgd) or decoupled decay (adamw)")
+    decay_on: Literal["all", "weights"] = Field("all", description="weights leaves out biases, norms and positions")
     momentum: Number = Field(0.9, ge=0, lt=1, description="of sgd; nothing else has one")
-    scheduler: Literal["cosine", "constant"] = Field("cosine", description="learning rate over the epochs")
+    scheduler: Literal["cosine", "multistep", "constant"] = Field("cosine", description="course of the learning rate")
+    schedule_by: Literal["epoch", "step"] = Field("epoch", description="changes after every epoch, or every update")
+    min_learning_rate: Number = Field(0.0, ge=0, description="of cosine: where it ends")
+    milestones: list[Positive] = Field([], description="of multistep: epochs or updates at which the rate drops to 0.1")
+    warmup_steps: StrictInt = Field(0, ge=0, description="updates of linear warm-up; needs schedule_by: step")
     grad_clip: Number = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
     patience: StrictInt = Field(10, ge=1, description="epochs without a better validation accuracy before stopping")
 
+    checkpoint_every: StrictInt = Field(1, ge=1, description="epochs between two writes of last.pt")
     log_every: StrictInt = Field(10, ge=1, description="batches between two logged training metrics")
     seed: StrictInt = Field(0, ge=0, description="of everything random: split, initial weights, order, augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
@@ -69,7 +90,7 @@ class Config(BaseModel):
         for key in sorted(set(self._origin) - self._read, key=list(self._origin).index):
             raise UserError(
                 f"{self._origin[key]}: {key} is set, but nothing reads it with optimizer={self.optimizer}, "
-                f"scheduler={self.scheduler}; remove it"
+                f"scheduler={self.scheduler}, schedule_by={self.schedule_by}, model={self.model}; remove it"
             )
 
     def as_dict(self) -> dict[str, Any]:

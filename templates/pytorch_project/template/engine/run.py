@@ -2,15 +2,17 @@
 
 import contextlib
 import json
+import math
 import os
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from torch import Tensor
 
-from engine.checkpoint import atomic_file
+from engine.checkpoint import atomic_file, save_checkpoint
 from engine.config import Config
 from engine.errors import TrainingFailedError, UserError, naming
 from engine.progress import Progress
@@ -100,6 +102,22 @@ class Run:
         self._status["updated"] = round(now, 3)
         self._status["eta_seconds"] = self._eta(now)
         write_json(self._status, self.folder / "status.json", sync=False)
+
+    def fail(
+        self, checkpoint: dict[str, Any], images: Tensor, labels: Tensor, loss: float, grad_norm: float = math.nan
+    ) -> NoReturn:
+        """Save the batch and the state that it met, before they could spoil the weights, and give up.
+
+        Raises:
+            TrainingFailedError: always.
+        """
+        path = self.folder / "nonfinite.pt"
+        save_checkpoint(checkpoint | {"images": images, "labels": labels, "loss": loss, "grad_norm": grad_norm}, path)
+        at = checkpoint["progress"]
+        raise TrainingFailedError(
+            f"loss {loss} with gradient norm {grad_norm} in epoch {at['epoch'] + 1}, batch {at['batch'] + 1}; "
+            f"the batch and the state before it are in {path}; a lower learning_rate may help"
+        )
 
     def _eta(self, now: float) -> float | None:
         """Seconds left at the pace of this session; None before its first batch and when nothing is running."""

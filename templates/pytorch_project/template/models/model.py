@@ -1,6 +1,7 @@
 """The one place that turns a model's name into a model."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     Args:
         name: a key of `BUILDERS`.
         num_classes: number of logits.
-        options: keyword arguments of the architecture, such as `channels` of the CNN.
+        options: keyword arguments of the architecture, such as `blocks_per_stage` of the ResNet.
 
     Returns:
         A module that maps images (B, C, H, W) to logits (B, num_classes).
@@ -20,9 +21,15 @@ def build_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     Raises:
         ValueError: there is no model of that name, or an option is impossible.
     """
-    if name not in BUILDERS:
-        raise ValueError(f"no model is called {name!r}; there are: {', '.join(BUILDERS)}")
+    here = available_models()
+    if name not in here:
+        raise ValueError(f"no model is called {name!r}; there are: {', '.join(here)}")
     return BUILDERS[name](num_classes, **options)
+
+
+def available_models() -> list[str]:
+    """The names whose file is in this project."""
+    return [name for name in BUILDERS if find_spec(f"models.{name}")]
 
 
 def _cnn(num_classes: int, **options: Any) -> nn.Module:
@@ -31,5 +38,17 @@ def _cnn(num_classes: int, **options: Any) -> nn.Module:
     return SimpleCNN(num_classes, **options)
 
 
+def _resnet(num_classes: int, **options: Any) -> nn.Module:
+    from models.resnet import ResNet
+
+    return ResNet(num_classes, **options)
+
+
+def _vit(num_classes: int, **options: Any) -> nn.Module:
+    from models.vit import vit
+
+    return vit(num_classes, **options)
+
+
 # Each imports its own file only when it is chosen, so that a project may leave out the architectures it does not use.
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"cnn": _cnn}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"cnn": _cnn, "resnet": _resnet, "vit": _vit}

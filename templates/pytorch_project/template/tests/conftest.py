@@ -6,12 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import train
 from data import sources
+from engine.config import load_config
 from engine.errors import run_script
 
-TINY_CONFIG = """\
+# The project's architecture, the smallest there is of it.
+MODEL = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text())["model"]
+SMALL = {"cnn": [], "resnet": ["blocks_per_stage=1"], "vit": ["variant=micro", "patch_size=8"]}[MODEL]
+TINY_CONFIG = f"""\
+model: {MODEL}
 dataset: digits
 batch_size: 16
 epochs: 3
@@ -19,12 +25,27 @@ val_fraction: 0.25
 log_every: 1
 device: cpu
 """
+TINY_CONFIG += "".join(f"{setting.replace('=', ': ')}\n" for setting in SMALL)
+# Turns config.yaml of any project into one for the digits.
+DIGITS = ["--set", "dataset=digits", "num_classes=10", "image_size=32", *SMALL]
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """The tests may run beside each other; threads that wait for a core are slower than none."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def load_text(tmp_path, monkeypatch):
+    """Loads a configuration file of the given text, with overrides."""
+    monkeypatch.chdir(tmp_path)
+
+    def write_and_load(text, *overrides):
+        Path("config.yaml").write_text(text)
+        return load_config(Path("config.yaml"), list(overrides))
+
+    return write_and_load
 
 
 @pytest.fixture

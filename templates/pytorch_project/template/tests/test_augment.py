@@ -14,6 +14,7 @@ from data.augment import (
     random_flip,
     seeded_generator,
 )
+from data.randaugment import rand_augment
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -106,6 +107,27 @@ def test_batch_leaves_the_images_alone(images):
     before = padded.clone()
     make_batch(padded, torch.arange(40), Augmentation(), MEAN, STD, generator())
     assert torch.equal(padded, before)
+
+
+def test_randaugment_draws_for_every_image_and_repeats(images):
+    same = images[:1].repeat(60, 1, 1, 1)
+    state = torch.get_rng_state()
+    result = rand_augment(same, 9, generator(1))
+    assert result.shape == same.shape
+    assert result.dtype == torch.uint8
+    assert len(result.flatten(1).unique(dim=0)) > 20
+    assert torch.equal(result, rand_augment(same, 9, generator(1)))
+    assert not torch.equal(result, rand_augment(same, 9, generator(2)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_batch_with_randaugment(images):
+    plain, changed = (
+        make_batch(images, torch.arange(40), Augmentation(0, False, 0, 0, magnitude), MEAN, STD, generator())
+        for magnitude in (0, 9)
+    )
+    assert changed.shape == plain.shape
+    assert not torch.equal(changed, plain)
 
 
 def test_streams_of_random_numbers_differ():

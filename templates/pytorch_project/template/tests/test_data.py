@@ -118,6 +118,11 @@ def test_wrong_number_of_classes(digits):
         make_loader(digits[0], Config(dataset="digits", num_classes=7))
 
 
+def test_wrong_image_size(digits):
+    with pytest.raises(UserError, match="image_size is 28, but the images of digits have 32 pixels"):
+        make_loader(digits[0], Config(dataset="digits", image_size=28))
+
+
 def test_picture_shows_the_batch(tmp_path, digits):
     path = tmp_path / "new" / "batch.png"
     visualize_batch(BatchLoader(digits[0], 64), path, num_images=9)

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from records import last, metrics, same, status, the_run
+from torch import nn
 
-import train
+from engine import build
 from engine import checkpoint as ckpt
 from engine.run import Run
-from models.model import build_model
 
 
 @pytest.fixture
@@ -39,6 +39,24 @@ def test_two_runs_are_equal(run_train, uninterrupted):
     assert run_train() == 0
     assert same(last(), uninterrupted[0])
     assert metrics() == uninterrupted[1]
+
+
+def test_resume_within_accumulation_warmup_and_randaugment(run_train, project, monkeypatch):
+    settings = ["--set", "accumulation_steps=2", "schedule_by=step", "warmup_steps=4", "rand_augment=9", "epochs=2"]
+    settings += ["optimizer=adamw", "decay_on=weights", "checkpoint_every=2", "log_every=1"]
+    (project / "whole").mkdir()
+    monkeypatch.chdir(project / "whole")
+    assert run_train("--config", "../config.yaml", *settings) == 0
+    expected = last(), metrics()
+    monkeypatch.chdir(project)
+    with monkeypatch.context() as patch:
+        signal_at(patch, 4)
+        assert run_train(*settings) == 130
+    assert last()["step"] == 4
+    assert run_train(*settings) == 0
+    assert same(last(), expected[0])
+    assert metrics() == expected[1]
+    assert [line["step"] for line in metrics("train")] == [2, 4, 5, 7, 9, 10]
 
 
 def test_another_seed_is_another_run(run_train, uninterrupted):
@@ -123,7 +141,7 @@ def test_another_configuration_does_not_continue(run_train, capsys):
 
 def test_changed_architecture_does_not_continue(run_train, capsys, monkeypatch):
     assert run_train("--set", "epochs=1") == 0
-    monkeypatch.setattr(train, "build_model", lambda name, classes: build_model(name, classes, hidden=100))
+    monkeypatch.setattr(build, "build_model", lambda name, classes, **options: nn.Linear(2, classes))
     assert run_train() == 2
     assert "does not fit the present code of the model" in capsys.readouterr().err
 

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import DIGITS, MODEL
 
 PROJECT = Path(__file__).parents[1]
-SHORT = ("--set", "dataset=digits", "epochs=2", "device=cpu")
+SHORT = (*DIGITS, "epochs=2", "device=cpu")
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_train_interrupt_continue_evaluate(start, tmp_path):
 
     code, out, err = finish(start("train.py", *SHORT, "log_every=1"))
     assert (code, err) == (0, "")  # no progress bar where nobody can see it
-    assert "Continuing cnn-digits-" in out
+    assert f"Continuing {MODEL}-digits-" in out
     assert out.count("Epoch 2/2") == 1
 
     code, out, err = finish(start("evaluate.py"))

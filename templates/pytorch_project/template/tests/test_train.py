@@ -6,19 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import DIGITS
 from records import last, metrics, status, the_run
 
 import train
 from engine import checkpoint as ckpt
+from engine.build import model_of
+from engine.config import make_config
 from engine.lock import exclusive
-from models.model import build_model
 
 
 def test_a_run_leaves_what_it_should(run_train, capsys):
     assert run_train() == 0
     printed = capsys.readouterr()
     assert "Using device: cpu" in printed.out
-    assert "1,147,914 parameters, 80 training and 20 validation images" in printed.out
+    assert "parameters, 80 training and 20 validation images" in printed.out
     assert "Epoch 3/3  train loss" in printed.out
     assert "Training complete after 3 epochs! Best val acc: " in printed.out
     assert (
@@ -92,7 +94,7 @@ def test_non_finite_loss_stops_and_can_be_replayed(run_train, capsys):
     assert "nan" in error
     assert error.count("\n") == 1
     saved = torch.load(the_run() / "nonfinite.pt", weights_only=True)
-    model = build_model("cnn", 10)
+    model = model_of(make_config(saved["config"], {}))
     model.load_state_dict(saved["model"])
     loss = torch.nn.functional.cross_entropy(model.train()(saved["images"]), saved["labels"])
     assert not loss.isfinite()
@@ -149,4 +151,56 @@ def test_tensorboard_curves(run_train):
 
 def test_every_key_of_the_projects_file_is_read(run_train):
     whole_file = Path(__file__).parents[1] / "config.yaml"
-    assert run_train("--config", str(whole_file), "--set", "dataset=digits", "epochs=1") == 0
+    assert run_train("--config", str(whole_file), *DIGITS, "epochs=1") == 0
+    assert set(yaml.safe_load(whole_file.read_text())) <= set(yaml.safe_load(ckpt.CONFIG.read_text()))
+
+
+def test_the_projects_file_names_every_key_that_is_read(run_train):
+    whole_file = Path(__file__).parents[1] / "config.yaml"
+    assert run_train("--config", str(whole_file), *DIGITS, "epochs=1") == 0
+    assert set(yaml.safe_load(ckpt.CONFIG.read_text())) == set(yaml.safe_load(whole_file.read_text()))
+
+
+def test_last_checkpoint_every_few_epochs_and_at_the_end(run_train, monkeypatch):
+    saved = []
+
+    def spy(checkpoint, path, original=ckpt.save_checkpoint):
+        saved.append((path.name, checkpoint["epoch"]))
+        original(checkpoint, path)
+
+    monkeypatch.setattr(ckpt, "save_checkpoint", spy)
+    assert run_train("--set", "epochs=5", "checkpoint_every=2") == 0
+    assert [epoch for name, epoch in saved if name == "last.pt"] == [2, 4, 5]
+    assert last()["epoch"] == 5
+
+
+def gradients(run_train, monkeypatch, *settings):
+    """The gradient of each update of an epoch, before clipping; afterwards the folder is as before."""
+    seen = []
+
+    def spy(parameters, limit, original=torch.nn.utils.clip_grad_norm_):
+        parameters = list(parameters)
+        seen.append(torch.cat([p.grad.flatten() for p in parameters]))
+        return original(parameters, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+        patch.setattr("engine.build.build_model", lambda *_, **__: torch.nn.Sequential(torch.nn.Flatten(), LINEAR))
+        assert run_train("--fresh", "--set", "epochs=1", "augment=false", "optimizer=sgd", *settings) == 0
+    return seen
+
+
+LINEAR = torch.nn.Linear(3 * 32 * 32, 10)
+
+
+def test_accumulated_gradient_is_that_of_one_large_batch(run_train, monkeypatch, project):
+    # 80 images. Windows of 3 batches of 12: 36, 36, and the last with one batch of 8 alone.
+    torch.nn.init.zeros_(LINEAR.weight)
+    frozen = ("learning_rate=1e-30", "weight_decay=0", "momentum=0")
+    config = project / "config.yaml"
+    config.write_text("dataset: digits\nval_fraction: 0.25\ndevice: cpu\n")
+    accumulated = gradients(run_train, monkeypatch, *frozen, "batch_size=12", "accumulation_steps=3")
+    whole = gradients(run_train, monkeypatch, *frozen, "batch_size=36")
+    assert len(accumulated) == len(whole) == 3
+    for left, right in zip(accumulated, whole, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-6, rtol=1e-4)
