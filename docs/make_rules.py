@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from verify.rules import MODULES, Rule, all_rules
+from verify.rules import FAMILIES, Rule, all_rules
 
 HEAD = """# Rules
 
@@ -33,12 +33,10 @@ def page(rule: Rule) -> str:
 def document() -> str:
     """The whole of docs/rules.md."""
     rules = list(all_rules().values())
-    families = []
-    for family in MODULES:
-        module = sys.modules[f"verify.rules.{family}"]
-        own = [rule for rule in rules if rule.function.__module__ == module.__name__]
-        prefix, _, what = (module.__doc__ or "").strip().partition(": ")
-        families.append(f"## {prefix}: {what.rstrip('.')}\n\n" + "\n\n".join(page(rule) for rule in own))
+    families = [
+        f"## {family}: {what}\n\n" + "\n\n".join(page(rule) for rule in rules if rule.code.startswith(family))
+        for family, what in FAMILIES.items()
+    ]
     text = "\n".join([HEAD, table(rules), "", "\n\n".join(families), ""])
     return re.sub(r"\n{3,}", "\n\n", text)
 

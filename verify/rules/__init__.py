@@ -46,10 +46,28 @@ MODULES = (
 # Those with rules about a model; importing the others costs as much CPU time as counting parameters.
 MODULES_ABOUT_MODELS = ("model", "dataflow", "parity", "structure", "gradient", "training")
 # The order in which a report lists them: the data and the model come before what builds on them.
-FAMILIES = (
-    "RUN", "DAT", "MOD", "PAR", "LOS", "GRD", "OPT", "LRS", "TRN", "AMP",
-    "EMA", "EVL", "CKP", "REP", "DST", "CFG", "SRC", "SPC",
-)  # fmt: skip
+FAMILIES = {
+    "RUN": "whether the script runs at all, on any machine",
+    "DAT": "the data that training and evaluation get",
+    "MOD": "what a model is and computes",
+    "PAR": "parity with a reference",
+    "LOS": "the loss, and what it is given",
+    "GRD": "gradients",
+    "OPT": "what the optimizer holds, and with which settings",
+    "LRS": "learning rate schedules",
+    "TRN": "training steps, and the order of calls in the training loop",
+    "AMP": "mixed precision",
+    "EMA": "averages of the weights",
+    "EVL": "evaluation and the numbers that it reports",
+    "CKP": "what is saved, and what a resumed run makes of it",
+    "REP": "whether a run can be repeated",
+    "DST": "training in several processes",
+    "CFG": "options and configuration files",
+    "SRC": "mistakes that the text of the source shows by itself",
+    "SPC": "what verify.yaml asks for",
+}
+
+_ORDER = tuple(FAMILIES)
 
 # Shapes and counts, which need no numbers.
 SHAPE_RULES = ("MOD101", "MOD102", "MOD103")
@@ -129,7 +147,7 @@ def _known(modules: tuple[str, ...]) -> dict[str, Rule]:
     """The rules that are registered once these modules have been imported."""
     for module in modules:
         import_module(f"verify.rules.{module}")
-    return dict(sorted(_REGISTRY.items(), key=lambda item: (FAMILIES.index(item[0][:3]), item[0])))
+    return dict(sorted(_REGISTRY.items(), key=lambda item: (_ORDER.index(item[0][:3]), item[0])))
 
 
 def select_rules(select: list[str], ignore: list[str], subject: Subject = Subject.MODEL) -> list[Rule]:
