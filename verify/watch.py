@@ -72,7 +72,7 @@ def _chosen(select: list[str], ignore: list[str]) -> list[Rule]:
 def _apply(rule: Rule, record: Record) -> Iterator[Check]:
     start = time.monotonic()
     try:
-        findings = list(rule.function(record)) or [Finding(status=Status.PASS)]
+        findings = list(dict.fromkeys(rule.function(record))) or [Finding(status=Status.PASS)]
     except NotSeenError as error:
         findings = [Finding(status=Status.SKIP, message=str(error))]
     except Exception as error:
@@ -109,6 +109,10 @@ def _model_checks(record: Record, rules: list[Rule]) -> list[Check]:
     ]
     if made or not reason:
         return made
+    if reason.startswith(OUR_ERRORS):
+        first = next(iter(wanted.values()))
+        message = f"internal error in the verifier, no model rule was checked: {reason}"
+        return [Check(code=first.code, name=first.name, status=Status.ERROR, message=message)]
     return [
         Check(code=rule.code, name=rule.name, status=Status.SKIP, message=f"the live model: {reason}")
         for rule in wanted.values()
@@ -121,12 +125,16 @@ def _without_repeats(checks: list[Check]) -> list[Check]:
     return [check for check in checks if not _is_told(check, failed)]
 
 
+# What a probe of the live model cannot have met in the user's code: it imports nothing of his.
+OUR_ERRORS = ("ImportError", "ModuleNotFoundError", "SyntaxError")
+
 # Consequences, which are not worth a finding of their own when their cause is reported.
 TOLD_BY = {
     "TRN415": ("TRN", "OPT", "LOS", "GRD", "MOD", "DAT", "LRS", "AMP"),
     "GRD305": ("TRN404", "TRN405", "TRN406", "LOS905", "OPT703", "MOD", "TRN409"),
     "MOD108": ("OPT712", "TRN414", "TRN415"),
     "OPT712": ("TRN403", "TRN414", "LOS903", "LOS904"),
+    "EVL610": ("EVL603", "EVL604"),
     "LOS905": ("TRN409", "TRN408", "OPT703"),
 }
 

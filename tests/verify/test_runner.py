@@ -376,3 +376,10 @@ def test_text_report_in_a_file_is_plain(folder: Path, tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (0, "")
     assert "1,147,914" in report.read_text()
     assert "\x1b" not in report.read_text()
+
+
+@pytest.mark.parametrize("codes", ["MOD101,MOD102,MOD103", "MOD"])
+def test_a_model_that_cannot_be_built_is_told_once(folder: Path, codes: str) -> None:
+    code, report = verify_json(folder, "cnn", "--kwargs", "channels=[0]", "--select", codes)
+    assert code == 1
+    assert [check["code"] for check in report["checks"] if check["status"] not in ("pass", "skip")] == ["MOD101"]

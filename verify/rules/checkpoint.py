@@ -51,8 +51,7 @@ def best_kept_by_reference(record: Record) -> Iterator[Finding]:
     """
     for event in record.of("weights_loaded"):
         if event["own"] and event["aliased"] >= 0.5 * event["own"]:
-            made = event["made_at"] if event["made_at"] is not None else "some step"
-            yield _by_reference(made, event["step"], "loaded back", event["loc"])
+            yield _by_reference(event["made_at"], event["step"], "loaded back", event["loc"])
             return
     for event in record.of("save"):
         for _, weights in weights_in(event["content"]):
@@ -67,10 +66,11 @@ def best_kept_by_reference(record: Record) -> Iterator[Finding]:
         raise NotSeenError("no weights were saved or loaded")
 
 
-def _by_reference(made: int | str, now: int, what: str, place: str) -> Finding:
+def _by_reference(made: int | None, now: int, what: str, place: str) -> Finding:
+    origin = "an earlier step" if made is None else f"step {made}"
     return Finding(
-        measured=f"a state dict of step {made}, {what} at step {now}, holds the weights of step {now}",
-        expected=f"the weights of step {made}",
+        measured=f"a state dict of {origin}, {what} at step {now}, holds the weights of step {now}",
+        expected=f"the weights of {origin}",
         message="the snapshot shares its tensors with the model and has changed with it",
         location=place,
         hint="copy.deepcopy(model.state_dict()), or save it to a file at once",

@@ -42,7 +42,7 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
     Wrong: `return self.head(x).squeeze()`
     Right: `return self.head(x.flatten(1))`
     """
-    from verify.probe import SHAPE_BATCHES
+    from verify.probe import BUILD_RULE, SHAPE_BATCHES
 
     size = probe.input_size
     shapes: dict[int, tuple[int, ...]] = {}
@@ -50,6 +50,8 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
         try:
             shapes[batch] = probe.output_shape(batch)
         except ModelRaisedError as error:
+            if not shapes and error.rule == BUILD_RULE:
+                raise  # it cannot even be built
             works = f"; it works at {shortlist(f'batch {b}' for b in shapes)}" if shapes else ""
             yield Finding(
                 measured=error.summary,

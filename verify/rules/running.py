@@ -109,6 +109,13 @@ def no_training_seen(record: Record) -> Iterator[Finding]:
     """
     if not record.training_failed or record.of("crash") or record.of("input"):
         return
+    if record.of("grad_call"):
+        yield Finding(
+            measured="gradients by torch.func or torch.autograd.grad alone",
+            message="the training uses no backward pass and no optimizer of torch's, so its steps cannot be judged",
+            hint="what can be: kit verify on the model, and a loop with backward() and an optimizer",
+        )
+        return
     log = [line.strip() for line in record.run["log"].strip().splitlines() if line.strip()]
     says = f"; it last said: {log[-1][:160]}" if log else ""
     what = "PyTorch was never imported" if not record.of("torch") else "no backward pass and no optimizer step"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from verify.report import Finding, Status
+from verify.report import Finding, Status, plural
 from verify.rules import Subject, own_schedule, rule
 from verify.source import project_of
 from verify.trace.record import Event, NotSeenError, Record
@@ -429,12 +429,22 @@ def schedule_of_another_optimizer(record: Record) -> Iterator[Finding]:
     """The scheduler belongs to an optimizer that makes no steps.
 
     Why it matters: the learning rate of the optimizer that trains never changes.
-    Found by: the optimizer of each scheduler that is stepped.
+    Found by: the optimizer of each scheduler that is stepped: it never steps, or has made its last step when another
+    one trains on.
     Not an error: several optimizers, each with its own.
     """
     record.need_training()
     for scheduler in _schedulers(record):
-        if scheduler["opt"] is None or scheduler["opt"] not in record.steps_of:
+        late = _calls_after_the_last_step(record, scheduler)
+        if late:
+            yield Finding(
+                measured=f"{scheduler['cls']} is stepped {plural(late, 'time')} after the last step of its optimizer",
+                expected="the optimizer that trains",
+                message="another optimizer trains meanwhile, and its rate never changes",
+                location=scheduler["loc"],
+                hint="build the scheduler from the optimizer that steps",
+            )
+        elif scheduler["opt"] is None or scheduler["opt"] not in record.steps_of:
             yield Finding(
                 measured=f"{scheduler['cls']} of an optimizer without a single step",
                 expected="the optimizer that trains",
@@ -442,6 +452,16 @@ def schedule_of_another_optimizer(record: Record) -> Iterator[Finding]:
                 location=scheduler["loc"],
                 hint="build the scheduler from the optimizer that steps",
             )
+
+
+def _calls_after_the_last_step(record: Record, scheduler: Event) -> int:
+    """How often a scheduler is stepped while only other optimizers do; 0 if it ever moves with its own."""
+    own = record.steps_of.get(scheduler["opt"], []) if scheduler["opt"] is not None else []
+    calls = [call["i"] for call in _calls(record, scheduler["id"])]
+    if not own or not calls or calls[0] < own[-1]["i"]:
+        return 0
+    others = [step["i"] for opt, steps in record.steps_of.items() if opt != scheduler["opt"] for step in steps]
+    return len(calls) if len(calls) > 1 and sum(i > calls[0] for i in others) > 1 else 0
 
 
 @rule("LRS805", subject=Subject.RUN)
@@ -581,9 +601,7 @@ def rate_gone_early(record: Record) -> Iterator[Finding]:
     rates = record.learning_rates(record.main_optimizer or 0)
     if not record.ran_to_the_end or len(record.steps_of) > 1 or max(rates) == 0:
         raise NotSeenError("the run was not seen to its end, or has several optimizers")
-    if any(_unit(record, s["id"]) == "step" for s in record.of("scheduler")):
-        raise NotSeenError("the schedule is stepped once a batch, whose number the time-lapse changes")
-    dead = 0
+    dead = 0  # the time-lapse leaves batches out, so that without it the floor would be reached even earlier
     for rate in reversed(rates):
         if rate > 1e-5 * max(rates):
             break

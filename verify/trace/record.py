@@ -223,7 +223,7 @@ class Record:
     @property
     def training_failed(self) -> bool:
         """Whether nothing was trained."""
-        return not self.of("step", "backward", "grad_call")
+        return not self.of("step") and not self.of("backward")
 
     def need_training(self, steps: int = 1) -> None:
         """Raise if there were too few optimizer steps.

@@ -134,9 +134,8 @@ RATE_BY_HAND = FASTAI.replace(
         ("TRN410", TWO_LOSSES_A_STEP),
         ("LOS904", SUM_OF_TASKS),
         ("EVL604", FASTAI),
-        ("RUN074", FUNCTIONAL),
     ],
-    ids=["loss-inside", "rate-by-hand", "distilled", "two-losses-a-step", "sum-of-tasks", "learner", "functional"],
+    ids=["loss-inside", "rate-by-hand", "distilled", "two-losses-a-step", "sum-of-tasks", "learner"],
 )
 def test_a_healthy_program_of_another_style_passes(tmp_path: Path, code: str, text: str) -> None:
     report = judge(watched(tmp_path, HEAD + text), [code])
@@ -167,3 +166,35 @@ PRINTS_A_SUM = FASTAI.replace("self.summed / self.seen", "self.summed / len(val)
 def test_the_bug_that_looks_alike_is_found(tmp_path: Path, code: str, text: str) -> None:
     report = judge(watched(tmp_path, HEAD + text), [code])
     assert [check.status for check in report.checks if check.status not in (Status.PASS, Status.SKIP)] != []
+
+
+def test_functional_training_is_no_pass_and_is_called_by_its_name(tmp_path: Path) -> None:
+    report = judge(watched(tmp_path, HEAD + FUNCTIONAL))
+    (check,) = [check for check in report.checks if check.status is Status.ERROR]
+    assert (check.code, report.exit_code) == ("RUN074", 2)
+    assert "torch.func" in check.measured
+
+
+FINISHED_OPTIMIZER = (
+    DISTILLED
+    + """
+first = torch.optim.SGD(teacher.requires_grad_(True).parameters(), 0.1)
+for a, b in train:
+    F.cross_entropy(teacher(a), b).backward()
+    first.step()
+second = torch.optim.SGD(student.parameters(), 0.1)
+scheduler = torch.optim.lr_scheduler.StepLR({chosen}, 1)
+for epoch in range(4):
+    for a, b in train:
+        second.zero_grad()
+        F.cross_entropy(student(a), b).backward()
+        second.step()
+    scheduler.step()
+"""
+)
+
+
+@pytest.mark.parametrize(("chosen", "statuses"), [("first", [Status.FAIL]), ("second", [Status.PASS])])
+def test_a_schedule_of_a_finished_optimizer(tmp_path: Path, chosen: str, statuses: list[Status]) -> None:
+    report = judge(watched(tmp_path, HEAD + FINISHED_OPTIMIZER.replace("{chosen}", chosen)), ["LRS804"])
+    assert [check.status for check in report.checks] == statuses
