@@ -186,6 +186,7 @@ def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_command_line() -> None:
     """Healthy: 0; another function: 1, and a reader learns where."""
     target = ("--model", "parity_models.py:ViT", "--input-size", "3,32,32", "--select", "PAR")

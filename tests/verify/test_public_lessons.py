@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.verify.trace.runs import PLAIN, TRAIN, watched
 from verify.report import Finding
 from verify.rules.data_inputs import normalisation_off
@@ -44,6 +46,7 @@ train(3)
 
 # Half a second for each pass in train mode, as of a model that is too large for the time there is.
 HEAVY = """
+import pytest
 import time
 
 
@@ -90,6 +93,7 @@ def test_a_schedule_that_nobody_holds_is_forgotten(tmp_path: Path) -> None:
     assert list(schedule_never_steps(record))
 
 
+@pytest.mark.slow
 def test_a_heavy_model_is_fast_forwarded_within_its_first_epoch_and_evaluated_once(tmp_path: Path) -> None:
     record = heavy(tmp_path, "model.eval()")
     assert record.of("fast")[0]["epoch"] == 0
@@ -102,6 +106,7 @@ def test_a_heavy_model_is_fast_forwarded_within_its_first_epoch_and_evaluated_on
     assert any("heavy model" in note for note in record.notes)
 
 
+@pytest.mark.slow
 def test_the_one_evaluation_of_a_heavy_model_shows_its_mode(tmp_path: Path) -> None:
     assert list(eval_in_train_mode(heavy(tmp_path, "pass")))
 

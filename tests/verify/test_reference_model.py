@@ -44,6 +44,7 @@ def verify(source: str, folder: Path) -> tuple[int, dict[str, str]]:
     return result.returncode, {check["code"]: check["status"] for check in json.loads(result.stdout)["checks"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_a_line_for_the_worse_is_found(name: str, tmp_path: Path) -> None:
     code, old, new = BUGS[name]

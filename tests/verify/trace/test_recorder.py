@@ -130,6 +130,7 @@ def both(tmp_path_factory) -> tuple[list[str], list[str], Record]:
     return (results / "plain").read_text().splitlines(), (results / "watched").read_text().splitlines(), record
 
 
+@pytest.mark.slow
 def test_recording_changes_no_number(both):
     plain, seen, _ = both
     of = {name: [line for line in plain if line.startswith(name + " ")] for name in {line.split()[0] for line in plain}}
@@ -138,6 +139,7 @@ def test_recording_changes_no_number(both):
     assert seen == plain
 
 
+@pytest.mark.slow
 def test_the_recorder_saw_it_all_without_an_error_of_its_own(both):
     plain, _, record = both
     steps = sum("after" not in line for line in plain)
