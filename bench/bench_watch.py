@@ -1,15 +1,20 @@
 """What recording costs: the median training step with the recorder against the same step without it, in turns.
 
 python bench/bench_watch.py [--quick]
+
+A watched run lets idle OpenMP threads sleep (`OMP_WAIT_POLICY=PASSIVE`): threads that spin make a step several times
+slower as soon as another process wants a core. What that setting costs by itself on a quiet machine is the second line.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -51,14 +56,21 @@ print("median", sorted(seconds[3:])[len(seconds[3:]) // 2])
 """
 
 
-def plain(folder: Path, model: str, steps: int) -> float:
+def plain(folder: Path, model: str, steps: int, **environment: str) -> float:
+    """Seconds of a step without the recorder, with further variables in the environment."""
     run = subprocess.run(
-        [sys.executable, "train.py", model, str(steps)], cwd=folder, capture_output=True, text=True, check=True
+        [sys.executable, "train.py", model, str(steps)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
     )
     return _median_of(run.stdout)
 
 
 def recorded(folder: Path, model: str, steps: int) -> float:
+    """Seconds of a step with it."""
     cut = replace(
         DEFAULT, train_batches=steps, probe_seconds=0, resume=False, compute_seconds=1e9, soft_seconds=1e9, timeout=600
     )
@@ -73,20 +85,27 @@ def _median_of(text: str) -> float:
 
 
 def main() -> None:
-    quick = "--quick" in sys.argv
-    steps, turns = (15, 1) if quick else (40, 5)
+    steps, turns = (15, 3) if "--quick" in sys.argv else (40, 7)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "train.py").write_text(SCRIPT)
         for model in ("cnn", "vit"):
-            ratios = []
-            for _ in range(turns):
-                without = plain(folder, model, steps)
-                ratios.append(recorded(folder, model, steps) / without)
+            ratios, waiting = [], []
+            for turn in range(turns):
+                measure = [partial(plain, OMP_WAIT_POLICY="PASSIVE"), recorded, plain]
+                order = measure if turn % 2 else measure[::-1]
+                seconds = {one: one(folder, model, steps) for one in order}
+                passive, with_recorder, spinning = (seconds[one] for one in measure)
+                ratios.append(with_recorder / passive)
+                waiting.append(passive / spinning)
+            print(f"{model}: a recorded step takes {_spread(ratios)} times a plain one under the same settings")
             print(
-                f"{model}: a recorded step takes {median(ratios):.3f} times a plain one "
-                f"(median of {turns} turns, {min(ratios):.3f} to {max(ratios):.3f})"
+                f"{model}: idle threads that sleep, as in a watched run, instead of spinning: {_spread(waiting)} times"
             )
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{median(ratios):.3f} (median of {len(ratios)} turns, {min(ratios):.3f} to {max(ratios):.3f})"
 
 
 if __name__ == "__main__":

@@ -314,7 +314,7 @@ def watch(
     ] = None,
     max_epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Epochs; all by default.")] = None,
     timeout: Annotated[
-        float | None, typer.Option(metavar="S", min=1, help="Seconds after which the script is killed (120).")
+        float | None, typer.Option(metavar="S", min=1, help="Seconds for the verdict (120); the script is killed then.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="At most 10 s: fewer batches, no second start.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Up to 5 minutes: more batches, longer probes.")] = False,
@@ -348,9 +348,10 @@ def watch(
         "train_batches": max_train_batches,
         "eval_batches": max_val_batches,
         "max_epochs": max_epochs,
-        "timeout": timeout,
     }
-    cut = replace(QUICK if quick else FULL if full else DEFAULT, **{k: v for k, v in changes.items() if v is not None})
+    profile = QUICK if quick else FULL if full else DEFAULT
+    profile = profile.within(timeout) if timeout is not None else profile
+    cut = replace(profile, **{k: v for k, v in changes.items() if v is not None})
     try:
         check_codes([*chosen, *left_out])
         seen = _watch(command or [], record, cut, outputs)

@@ -122,6 +122,8 @@ def _run_child(
 ) -> str:
     """Wait for the child; how it ended, as the end of a sentence, or nothing if it ended by itself with success."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    # Threads that spin while they wait make everything several times slower where another process wants the core.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     with stderr.open("wb") as errors:

@@ -25,8 +25,8 @@ KNOWN = {
 def test_the_silent_bugs_of_the_example_are_found(tmp_path: Path) -> None:
     folder = tmp_path / "project"
     shutil.copytree(EXAMPLE, folder)
-    command = [sys.executable, "-m", "kit", "watch", "--format", "json", "--", "python", "train.py"]
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    command = [sys.executable, "-m", "kit", "watch", "--timeout", "400", "--format", "json", "--", "python", "train.py"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
     checks = {c["code"]: c for c in json.loads(run.stdout)["checks"] if c["status"] in ("fail", "warn")}
     assert run.returncode == 1, run.stderr
     assert set(checks) == set(KNOWN)

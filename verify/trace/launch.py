@@ -64,6 +64,21 @@ class Cut:
     stop_steps: int = 0
     resume: bool = True
 
+    def within(self, timeout: float) -> Cut:
+        """The same with another time to be killed after; the other limits keep their share of it.
+
+        Args:
+            timeout: seconds.
+        """
+        share = timeout / self.timeout
+        return replace(
+            self,
+            timeout=timeout,
+            compute_seconds=self.compute_seconds * share,
+            soft_seconds=self.soft_seconds * share,
+            probe_seconds=self.probe_seconds * share,
+        )
+
 
 QUICK = Cut(
     train_batches=3,

@@ -16,7 +16,7 @@ RESUME_WORDS = re.compile(r"resum|start_epoch|restore|continu(e|ing)\b.*\b(from|
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 LATEST_STOP = 12
 REPEATED_STEPS = 20
-SLOW_RUN = 60.0
+SLOW_RUN = 0.5  # of the time for the whole verdict
 
 
 def try_resume(ended: Any, command: list[str], start: Any, cut: Any, left: float) -> list[dict[str, Any]]:
@@ -33,11 +33,11 @@ def try_resume(ended: Any, command: list[str], start: Any, cut: Any, left: float
     whole = Record(ended.events)
     if not whole.steps:
         return []
-    if ended.seconds > SLOW_RUN or left < 1.2 * min(ended.seconds, 20.0):
+    if ended.seconds > SLOW_RUN * cut.timeout or left < 1.2 * min(ended.seconds, 20.0):
         reason = "there was no time to start the script again"
         return [{"kind": "repeat", "skipped": reason}, {"kind": "resume", "skipped": reason}]
     stop = _stop(whole)
-    short = replace(cut, probe_seconds=0.0, soft_seconds=min(left / 2, 30.0), timeout=left / 2)
+    short = replace(cut, probe_seconds=0.0, soft_seconds=left / 2, timeout=left / 2)
     began = time.monotonic()
     limits = {"stop_after": stop} if stop else {"stop_steps": REPEATED_STEPS}
     first, mirror = start(command, replace(short, **limits), None)
