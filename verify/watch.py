@@ -135,7 +135,7 @@ TOLD_BY = {
     "MOD108": ("OPT712", "TRN414", "TRN415"),
     "OPT712": ("TRN403", "TRN414", "LOS903", "LOS904"),
     "EVL610": ("EVL603", "EVL604"),
-    "LOS905": ("TRN409", "TRN408", "OPT703"),
+    "LOS905": ("TRN409", "TRN408", "OPT702", "OPT703"),
 }
 
 

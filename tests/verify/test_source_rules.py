@@ -36,6 +36,7 @@ def findings(rule, code: str, **more: str) -> list[Finding]:
 
 # Rule, code, and what is expected: the line below HEAD of each finding.
 BUGS = [
+    (source.result_thrown_away, "torch.no_grad()\nfor x in data:\n    model(x)", [1]),
     (source.require_grad_typo, "for p in model.parameters():\n    p.require_grad = False", [2]),
     (source.require_grad_typo, "for p in model.parameters():\n    p.requires_grads = False", [2]),
     (source.require_grad_typo, "model = torchvision.models.resnet18()\nmodel.requires_grad = False", [2]),
@@ -161,6 +162,7 @@ BUGS += [
 ]
 
 HEALTHY = [
+    (source.result_thrown_away, "with torch.no_grad():\n    model(x)\ntorch.set_grad_enabled(False)"),
     (
         source.batch_wide_augmentation,
         "def load(loader_of_files):\n    for x in loader_of_files.names:\n        x = T.RandomCrop(32)(x)",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 from collections.abc import Iterator
 
 from verify.report import Finding, Status, plural
 from verify.rules import Subject, rule
+from verify.source import project_of
 from verify.trace.record import Evaluation, NotSeenError, Record
 
 EXACT = 2e-5
 # A number as it is printed, with a fraction.
 SHOWN = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
+# What an evaluation leaves in a variable that is divided only where it is reported.
+SUMS = ("the sum of batch means", "the sum over samples")
 PRINTED = re.compile(r"(?:loss|nll)\b[^\d\n]{0,12}(\d+\.\d+)", re.IGNORECASE)
 BATCH_VARIABLES = ("loss", "batch_loss", "l")
 # An accuracy that is none of the usual numbers is worth a word when it is far off in several evaluations.
@@ -178,6 +182,26 @@ def _reported_losses(evaluation: Evaluation) -> dict[str, float]:
     return special if special and not evaluation.beside else named
 
 
+def _last_word(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _divided_names(record: Record) -> set[str]:
+    """Variables and attributes that the script divides somewhere: a running sum, of which a mean is reported."""
+    found: set[str] = set()
+    if not record.sources:
+        return found
+    project = project_of(record)
+    divisions = [node.left for node in project.nodes(ast.BinOp) if isinstance(node.op, ast.Div)]
+    in_place = [node.target for node in project.nodes(ast.AugAssign) if isinstance(node.op, ast.Div)]
+    for node in [inner for left in [*divisions, *in_place] for inner in ast.walk(left)]:
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+    return found
+
+
 def _whole(record: Record, evaluation: Evaluation) -> int | None:
     if evaluation.loader is None:
         return None
@@ -189,6 +213,7 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
     """Mistake -> (variable, its value, the right value, evaluation), for mistakes seen in most evaluations."""
     seen: dict[str, list[tuple[str, float, float, Evaluation]]] = {}
     judged = 0
+    divided = _divided_names(record)
     for evaluation in record.evaluations:
         whole = _whole(record, evaluation)
         right = _right_means(evaluation, whole)
@@ -204,7 +229,8 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
         for what, wrong in _wrong_means(evaluation, whole).items():
             if any(abs(wrong - one) <= 1e-4 * abs(one) for one in right):
                 continue
-            match = next((k for k, v in reported.items() if _is(v, wrong) and _is_meant(evaluation, k, v)), None)
+            named = {k: v for k, v in reported.items() if not (what in SUMS and _last_word(k) in divided)}
+            match = next((k for k, v in named.items() if _is(v, wrong) and _is_meant(evaluation, k, v)), None)
             shown = next((n for n, digits in printed if abs(n - wrong) <= 0.5001 * 10**-digits), None)
             if match or shown is not None:
                 value = reported[match] if match else float(shown or 0)

@@ -167,8 +167,9 @@ def train_mode_lost(record: Record) -> Iterator[Finding]:
     Right: `model.train()` at the start of every epoch
     """
     record.need_training()
+    _need_training_after_evaluation(record)
     for model in sorted(record.trained_models):
-        passes = [p for p in record.of("pass") if p["trained"] and p["model"] == model]
+        passes = [p for p in record.of("pass", "skipped_pass") if _is_training(record, p) and p["model"] == model]
         matters = [p for p in passes if p["norms"] >= 0 or p["drops"] >= 0]
         off = [p for p in matters if not p["training"] and p["norms"] <= 0 and p["drops"] <= 0]
         if len(matters) < FEW_STEPS or len(off) < 2:
@@ -193,6 +194,21 @@ def train_mode_lost(record: Record) -> Iterator[Finding]:
                 location=off[0]["loc"],
                 hint="model.train() at the start of every epoch",
             )
+
+
+def _is_training(record: Record, one: Event) -> bool:
+    """Whether a pass is trained on, or would have been if it were not left out."""
+    return one["loader"] in record.train_loaders if one["kind"] == "skipped_pass" else bool(one["trained"])
+
+
+def _need_training_after_evaluation(record: Record) -> None:
+    first = record.evaluations[0].begin if record.evaluations else None
+    ended_early = any(e["why"] == "time" for e in record.of("ended")) or record.run["timed_out"]
+    if first is None:
+        if ended_early:
+            raise NotSeenError("time was up before the first evaluation")
+    elif not any(e["i"] > first and _is_training(record, e) for e in record.of("pass", "skipped_pass")):
+        raise NotSeenError("no training after an evaluation was seen")
 
 
 @rule("TRN408", subject=Subject.RUN)

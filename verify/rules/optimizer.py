@@ -65,13 +65,18 @@ def optimizer_holds_foreign_tensors(record: Record) -> Iterator[Finding]:
     record.need_training()
     for held in record.of("held"):
         if held["steps"] and held["n_foreign"]:
+            whole = held["n_foreign"] == held["tensors"]
             yield Finding(
                 measured=f"{plural(held['n_foreign'], 'tensor')} of {held['tensors']}, of shapes "
                 f"{shortlist(map(str, held['foreign']))}",
                 expected="0",
-                message="the optimizer was built before the model was changed",
+                message="all that the optimizer holds belongs to another model than the one that runs"
+                if whole
+                else "the optimizer was built before the model was changed",
                 location=record.optimizers[held["opt"]]["loc"],
-                hint="replace layers, wrap and move the model first; build the optimizer last",
+                hint="give it the parameters of the model that is trained: one instance, built once"
+                if whole
+                else "replace layers, wrap and move the model first; build the optimizer last",
             )
 
 

@@ -147,18 +147,21 @@ def scheduler_step_epoch(record: Record) -> Iterator[Finding]:
 
     Why it matters: the number overrides the schedule's own count: `step(epoch - 1)` repeats the first learning rates
     and never reaches the last, and what is restored from a checkpoint is thrown away. PyTorch deprecates the argument.
-    Found by: reading the source: `.step(x)` of something that is surely a scheduler of `torch.optim.lr_scheduler`.
+    Found by: reading the source: `.step(x)` of something that is surely a scheduler of `torch.optim.lr_scheduler`; and
+    calls with a number in the run.
     Not an error: `ReduceLROnPlateau.step(loss)`, `CosineAnnealingWarmRestarts.step(epoch + i / n)`, timm's schedulers.
 
     Wrong: `scheduler.step(epoch - 1)`
     Right: `scheduler.step()` once an epoch, after `optimizer.step()`
     """
     project = torch_project(record)
-    for call in project.calls:
-        if not (isinstance(call.func, ast.Attribute) and call.func.attr == "step"):
-            continue
+    calls = [c for c in project.calls if isinstance(c.func, ast.Attribute) and c.func.attr == "step"]
+    called = _called_with_a_number(record)
+    for call in calls:
         given = argument(call, 0, "epoch")
-        if given is not None and literal(given) is None and project.all_from(call.func.value, SCHEDULERS):
+        if given is None or literal(given) is not None:
+            continue
+        if project.at(call) in called or project.all_from(call.func.value, SCHEDULERS):  # type: ignore[attr-defined]
             yield Finding(
                 measured=ast.unparse(call),
                 expected=f"{ast.unparse(call.func)}()",
@@ -166,6 +169,13 @@ def scheduler_step_epoch(record: Record) -> Iterator[Finding]:
                 hint="call step() without an argument",
                 location=project.at(call),
             )
+
+
+def _called_with_a_number(record: Record) -> set[str]:
+    """Where the run stepped a scheduler of torch's with the number of an epoch."""
+    known = {name.rpartition(".")[2] for name in SCHEDULERS}
+    kinds = {e["id"]: e["cls"] for e in record.of("scheduler")}
+    return {e["loc"] for e in record.of("sched") if e["given"] and kinds.get(e["id"]) in known}
 
 
 GONE = {

@@ -237,13 +237,38 @@ def optimizer_rebuilt(record: Record) -> Iterator[Finding]:
 
     Why it matters: momentum and Adam's averages start from zero each time, and a schedule on the old one has no effect.
     Found by: reading the source: an optimizer of `torch.optim` made without a condition in the body of the loop over
-    epochs, for a model that was made outside.
+    epochs, for a model that was made outside; and in the run: optimizers of the same parameters, made at the same
+    place, each for one epoch.
     Not an error: cross-validation, restarts with a new model, or a change of phase under a condition.
 
     Wrong: `for epoch in range(epochs): optimizer = Adam(model.parameters())`
     Right: build it once, before the loop
     """
     project = torch_project(record)
+    found = [*_rebuilt_in_source(project)] or [*_rebuilt_in_run(record)]
+    yield from found
+
+
+def _rebuilt_in_run(record: Record) -> Iterator[Finding]:
+    makers: dict[tuple[str, str, str], list[int]] = {}
+    for number, made in record.optimizers.items():
+        group = made["groups"][0] if made["groups"] else {}
+        if made.get("holds") and (group.get("momentum") or "betas" in group):
+            makers.setdefault((made["loc"], made["cls"], made["holds"]), []).append(number)
+    for (place, name, _), numbers in makers.items():
+        epochs = [{s["iteration"] for s in record.steps_of.get(number, ())} for number in numbers]
+        epochs = [passes for passes in epochs if passes]
+        if len(epochs) >= 3 and all(len(passes) == 1 and None not in passes for passes in epochs):
+            yield Finding(
+                measured=f"{len(epochs)} optimizers of the same parameters in {len(epochs)} epochs",
+                expected="one optimizer for the whole training",
+                message=f"{name} forgets its state at the start of every epoch",
+                hint="build it once, before the loop over epochs",
+                location=place,
+            )
+
+
+def _rebuilt_in_source(project: Project) -> Iterator[Finding]:
     for call in project.calls:
         if not OPTIMIZERS.match(project.qualified(call.func)) or not call.args:
             continue
@@ -333,6 +358,9 @@ OUT_OF_PLACE = words(
 )
 
 
+CONTEXTS = words("torch.no_grad torch.inference_mode torch.enable_grad torch.autocast torch.amp.autocast")
+
+
 @rule("SRC079", severity=Status.WARN, subject=Subject.RUN)
 def result_thrown_away(record: Record) -> Iterator[Finding]:
     """A tensor operation's result is thrown away.
@@ -340,7 +368,7 @@ def result_thrown_away(record: Record) -> Iterator[Finding]:
     Why it matters: `grad.clamp(-1, 1)` and `mask.masked_fill(...)` return a new tensor and leave the old one as it is;
     so does `images.to(device)`.
     Found by: reading the source: such a call as a statement of its own; `.to(device)` of what a loop over a loader
-    gives.
+    gives; `torch.no_grad()` without a `with`, which does nothing.
     Not an error: `model.to(device)`, which moves the module itself, and operations that end in an underscore.
 
     Wrong: `p.grad.clamp(-1, 1)`, `images.to(device)`
@@ -349,6 +377,14 @@ def result_thrown_away(record: Record) -> Iterator[Finding]:
     project = torch_project(record)
     for statement in project.nodes(ast.Expr):
         call = statement.value
+        if isinstance(call, ast.Call) and project.qualified(call.func) in CONTEXTS:
+            yield Finding(
+                measured=ast.unparse(call),
+                expected=f"with {ast.unparse(call)}:",
+                message="a context manager that is not entered does nothing",
+                hint="put the lines that it is meant for under a with",
+                location=project.at(call),
+            )
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
             continue
         tensor = call.func.attr in OUT_OF_PLACE and not _foreign(project, call)

@@ -67,8 +67,11 @@ def make(recorder: Any) -> Capture:
     one = recorder.last_trained
     train, evals = None, []
     last = recorder._train_loader()
+    earlier = _of_earlier_stages(recorder, last)
     for entry in recorder.loaders.values():
         loader = entry["loader"]
+        if entry["id"] in earlier:
+            continue
         use = LoaderUse(
             loader, loader.dataset, f"loader {entry['id']}", entry["loc"], entry["batches"], settings(loader)
         )
@@ -94,6 +97,18 @@ def make(recorder: Any) -> Capture:
         deadline=time.monotonic() + recorder.session.settings["probe_seconds"],
         constructor=recorder.constructed.get(id(one.info.module)) if one else None,
     )
+
+
+def _of_earlier_stages(recorder: Any, last: int | None) -> set[int]:
+    """Loaders that were evaluated only while another one was trained on, before training on this one began."""
+    trained = {
+        e["id"]: e["first"]
+        for e in recorder.loaders.values()
+        if id(e["loader"]) in recorder.train_loader_ids and "first" in e
+    }
+    began, first = trained.get(last, 0), min(trained.values(), default=0)
+    others = [e for e in recorder.loaders.values() if e["id"] not in trained]
+    return {e["id"] for e in others if first <= e.get("last", -1) < began}
 
 
 def fork_and_probe(recorder: Any) -> None:

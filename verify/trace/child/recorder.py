@@ -22,6 +22,8 @@ from .tensors import digest, inputs_and_targets, possible_targets, tensors_of
 # Batches of an epoch whose content is written down, for the order of the samples.
 PRINTED_BATCHES = 4
 MOST_PENDING = 8
+# Passes of each epoch whose mode is written down in fast-forward.
+SKIPPED_NOTED = 2
 MOST_CAPTURES = 2
 # Steps after which a model that is too heavy for the time there is gets fast-forwarded within its first epoch.
 HEAVY_STEPS = 2
@@ -134,6 +136,8 @@ class Recorder:
         self.iterations += 1
         self.emit("iter_begin", loader=entry["id"], epoch=entry["passes"], iteration=self.iterations, loc=self.here())
         entry["passes"] += 1
+        entry.setdefault("first", self.iterations)
+        entry["last"] = self.iterations
         iterator.counts = {"forwards": 0, "backwards": 0, "steps": 0, "batches": 0, "model_grad": 0}
         iterator.entry = entry
         self.look_at_frames("iter")
@@ -291,6 +295,7 @@ class Recorder:
         if self.skips(module.training and grad):
             output = self._cached(info, args, kwargs, grad)
             if output is not None:
+                self._note_skipped(info, grad)
                 return output
         version = info.statistics_version()
         if not module.training or not grad:
@@ -305,6 +310,22 @@ class Recorder:
         self.worked += time.monotonic() - start
         self._note_forward(info, args, kwargs, output, version)
         return output
+
+    @quiet
+    def _note_skipped(self, info: ModelInfo, grad: bool) -> None:
+        """A pass that is left out still shows the mode that the model is in."""
+        if not grad or self.current is None or self.current.counts["forwards"] > SKIPPED_NOTED:
+            return
+        norms, drops = info.modes()
+        self.emit(
+            "skipped_pass",
+            model=info.number,
+            training=info.module.training,
+            norms=norms,
+            drops=drops,
+            loader=self.current.entry["id"],
+            loc=self.here(),
+        )
 
     @quiet
     def _note_forward(self, info: ModelInfo, args: tuple, kwargs: dict, output: Any, version: int) -> None:

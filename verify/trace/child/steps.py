@@ -65,7 +65,15 @@ def optimizer_info(recorder: Any, optimizer: Any) -> OptimizerInfo:
                     "frozen": sum(not p.requires_grad for p in tensors),
                 }
             )
-        recorder.emit("optimizer", id=info.number, cls=type(optimizer).__name__, groups=groups, loc=recorder.here())
+        held = info.parameters()
+        recorder.emit(
+            "optimizer",
+            id=info.number,
+            cls=type(optimizer).__name__,
+            groups=groups,
+            holds=f"{id(held[0]):x}-{id(held[-1]):x}-{len(held)}" if held else "",
+            loc=recorder.here(),
+        )
     return info
 
 

@@ -1,0 +1,96 @@
+"""What other people's scripts showed: a finding that was wrong, and silent bugs that were not seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.verify.run_records import Run
+from tests.verify.test_run_rules import change_values, trained
+from verify.report import Status
+from verify.trace.record import Event
+from verify.watch import judge
+
+BAD = (Status.FAIL, Status.WARN)
+
+
+def codes(run: Run, *wanted: str) -> set[str]:
+    report = judge(run.record(), list(wanted))
+    return {check.code for check in report.checks if check.status in BAD}
+
+
+def status(run: Run, code: str) -> Status:
+    return judge(run.record(), [code]).checks[0].status
+
+
+def sum_of_means(run: Run, source: str) -> Run:
+    change_values(run, lambda passes: {"val_loss": 0.0, "test_loss": sum(p["losses"][0] for p in passes)})
+    for event in run.events:
+        if event["kind"] == "held_values":
+            del event["values"]["val_loss"]
+    return run.more("source", path="train.py", text=source)
+
+
+def test_a_running_sum_that_is_divided_where_it_is_shown_is_not_the_reported_loss() -> None:
+    shown = "def test():\n    for i, batch in enumerate(loader):\n        bar(test_loss / (i + 1))\n"
+    assert "EVL604" not in codes(sum_of_means(Run(), shown), "EVL604")
+    assert "EVL604" in codes(sum_of_means(Run(), "print('validation', test_loss)\n"), "EVL604")
+
+
+def fast_after_the_first_epoch(run: Run, **mode: object) -> Run:
+    """Only the first epoch is carried out; of the others the modes alone are seen."""
+    for event in run.events:
+        if event["kind"] == "pass" and event["trained"] and event["step"] >= 6:
+            event.clear()
+            event.update({"kind": "skipped_pass", "model": 0, "loader": 0, "loc": "train.py:33"}, **mode)
+    return run
+
+
+def test_a_mode_that_is_lost_shows_in_fast_forward_too() -> None:
+    lost = fast_after_the_first_epoch(Run(), training=False, norms=0.0, drops=0.0)
+    assert status(lost, "TRN407") is Status.FAIL
+    kept = fast_after_the_first_epoch(Run(), training=True, norms=1.0, drops=1.0)
+    assert status(kept, "TRN407") is Status.PASS
+
+
+def test_a_mode_that_was_never_seen_after_an_evaluation_is_skipped() -> None:
+    run = Run().drop("pass", where=lambda e: trained(e) and e["step"] >= 6)
+    assert status(run, "TRN407") is Status.SKIP
+
+
+def rebuilt(run: Run, every: int, **group: object) -> Run:
+    """A new optimizer every so many epochs, for the same parameters."""
+    made = next(e for e in run.events if e["kind"] == "optimizer")
+    made["holds"] = "a-b-6"
+    made["groups"] = [{**made["groups"][0], **group}]
+    for number in range(1, 4 // every):
+        run.more("optimizer", **{**{k: v for k, v in made.items() if k != "kind"}, "id": number})
+
+    def owner(event: Event) -> int:
+        return int((event["n"] - 1) // 6 // every)
+
+    return run.put("step", opt=owner).more("source", path="train.py", text="import torch\n")
+
+
+def test_an_optimizer_that_is_made_in_a_function_called_each_epoch_is_rebuilt() -> None:
+    assert "SRC076" in codes(rebuilt(Run(), every=1), "SRC076")
+
+
+@pytest.mark.parametrize("run", [rebuilt(Run(), every=2), rebuilt(Run(), every=1, momentum=0.0), Run()])
+def test_an_optimizer_for_each_stage_or_without_a_state_is_not(run: Run) -> None:
+    run.more("source", path="train.py", text="import torch\n")
+    assert "SRC076" not in codes(run, "SRC076")
+
+
+def test_a_cause_silences_its_consequence() -> None:
+    run = Run().put("held", n_foreign=6, tensors=6, foreign=[[10, 8]]).put("step", grads="none")
+    report = judge(run.record(), ["OPT702", "LOS905", "GRD305"])
+    found = [check for check in report.checks if check.status in BAD]
+    assert "OPT702" in {check.code for check in found}
+    assert "LOS905" not in {check.code for check in found}
+    assert "another model" in next(check.message for check in found if check.code == "OPT702")
+
+
+def test_colours_of_an_error_are_left_out() -> None:
+    run = Run().put("run", code=1)
+    run.more("crash", error="UnpicklingError", message="\x1b[1mno\x1b[0m", more="", loc="train.py:3", stack=[], module=None)
+    assert "\x1b" not in str(judge(run.record(), ["RUN071"]).checks)
