@@ -92,5 +92,7 @@ def test_a_cause_silences_its_consequence() -> None:
 
 def test_colours_of_an_error_are_left_out() -> None:
     run = Run().put("run", code=1)
-    run.more("crash", error="UnpicklingError", message="\x1b[1mno\x1b[0m", more="", loc="train.py:3", stack=[], module=None)
+    run.more(
+        "crash", error="UnpicklingError", message="\x1b[1mno\x1b[0m", more="", loc="train.py:3", stack=[], module=None
+    )
     assert "\x1b" not in str(judge(run.record(), ["RUN071"]).checks)

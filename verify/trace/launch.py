@@ -32,6 +32,7 @@ GRACE_SECONDS = 10.0
 LOG_KEPT = 200_000
 CUDA_ERRORS = ("CUDA", "NVIDIA driver", "cuda", "No CUDA GPUs")
 LARGER_CUT, MOST_ATTEMPTS = 4, 5
+SMALLEST_CUT = 2  # the first batch of an epoch and its last one
 
 
 class WatchError(Exception):
@@ -154,6 +155,9 @@ def watch(
                 notes.append(
                     f"the optimizer did not step in {size // LARGER_CUT} batches; epochs of {size} were watched"
                 )
+            elif ended.first("heavy"):
+                cut = replace(cut, train_batches=SMALLEST_CUT, eval_batches=SMALLEST_CUT)
+                notes.append("a heavy model: epochs were cut to their first batch and the last one")
             elif not hidden and (finished := _earlier_checkpoints(ended, folder)):
                 hidden = frozenset(finished)
                 notes.append(f"watched as a new run, without the earlier {', '.join(sorted(finished)[:3])}")
@@ -329,6 +333,7 @@ class _Run:
             "max_epochs": cut.max_epochs,
             "stop_after": cut.stop_after,
             "stop_steps": cut.stop_steps,
+            "may_restart": cut.resume and max(cut.train_batches, cut.eval_batches) > SMALLEST_CUT,
             "compute_seconds": cut.compute_seconds,
             "deadline": now + cut.soft_seconds,
             "probes": cut.probe_seconds > 0,

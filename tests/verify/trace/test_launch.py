@@ -244,3 +244,21 @@ def test_a_run_without_torch_trained_nothing(tmp_path: Path):
     assert report.exit_code == 2
     assert only(report, "RUN074").measured == "PyTorch was never imported"
     assert not report.of(Status.FAIL)
+
+
+SLOW = """
+class Slow(nn.Linear):
+    def forward(self, x):
+        time.sleep(0.3)
+        return super().forward(x)
+
+
+model = nn"""
+
+
+def test_a_heavy_model_gets_shorter_epochs_so_that_more_of_them_are_seen(tmp_path: Path):
+    text = "import time\n" + TRAIN.replace("\nmodel = nn", SLOW).replace("nn.Linear(8, 2)", "Slow(8, 2)")
+    cut = replace(PLAIN, resume=True, train_batches=3, compute_seconds=1.6)
+    record = watched(tmp_path, text + "train(4)\n", cut=cut)
+    assert any("first batch and the last one" in note for note in record.notes)
+    assert {one.counts["batches"] for one in record.epochs} == {2}

@@ -49,6 +49,7 @@ class Recorder:
         self.max_epochs, self.stop_after = options["max_epochs"], options["stop_after"]
         self.stop_steps = options["stop_steps"]
         self.budget = options["compute_seconds"]
+        self.may_restart = options["may_restart"]
         self.deadline = max(options["deadline"], time.time() + LEAST_SECONDS)
         self.models: dict[int, ModelInfo] = {}
         self.others: dict[int, nn.Module] = {}
@@ -474,7 +475,11 @@ class Recorder:
         now = time.time()
         if now > self.deadline and not self.finished and not self.is_probing:
             self.end("time")
-        heavy = self.worked > self.budget and self.step >= HEAVY_STEPS and self.worked > self.budget / 8 * self.step
+        slow = self.step >= HEAVY_STEPS and self.worked > self.budget / 8 * self.step
+        if slow and self.may_restart and not self.train_epochs and not self.eval_phases and not self.is_probing:
+            self.emit("heavy", step=self.step, worked=round(self.worked, 1))
+            self.end("the model is too heavy for so many batches")
+        heavy = slow and self.worked > self.budget
         endless = self.worked > 2 * self.budget and self.step >= 12
         if not self.fast and (heavy or endless) and not self.is_probing:
             if not self.captured and self.step >= 12:
