@@ -205,3 +205,31 @@ def test_schedules_keep_their_shape(lapse: Record):
 
 def test_the_planned_epochs_are_read_from_the_loop(lapse: Record):
     assert lapse.planned_epochs == 50
+
+
+def test_a_traced_model_is_the_one_that_it_would_be_without_the_recorder(tmp_path):
+    """As SummaryWriter.add_graph does: what we look at must not become part of the graph, or of its check."""
+    text = (
+        TRAIN
+        + """
+noisy = nn.Sequential(model, nn.Dropout(0.5))
+loss = nn.CrossEntropyLoss()
+
+
+class WithLoss(nn.Module):
+    def forward(self, a):
+        return loss(noisy(a), y[:8])
+
+
+traced = torch.jit.trace(WithLoss().eval(), x[:8], check_trace=True)
+print("nodes", len(list(traced.inlined_graph.nodes())))
+fake = nn.functional.cross_entropy(torch.zeros(2, 3, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+train()
+"""
+    )
+    record = watched(tmp_path, text)
+    plain = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    nodes = [line for line in plain.stdout.splitlines() if line.startswith("nodes")]
+    assert nodes
+    assert nodes[0] in record.run["log"]
+    assert not record.of("crash", "recorder_error")

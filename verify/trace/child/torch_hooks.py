@@ -59,7 +59,7 @@ def _hook_modules(recorder: Recorder) -> None:
     original = nn.Module.__call__
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if recorder.inside or recorder.is_probing or not recorder.session.follow_thread():
+        if recorder.inside or recorder.is_probing or torch.jit.is_tracing() or not recorder.session.follow_thread():
             return original(module, *args, **kwargs)
         info = recorder.info(module)
         if info is None:
@@ -148,32 +148,39 @@ def _loss_hook(recorder: Recorder, name: str, original: Callable[..., Tensor]) -
         output = original(input, target, *args, **options)
         if not _active(recorder) or not isinstance(input, Tensor) or not isinstance(target, Tensor):
             return output
-        if recorder.skips(output.requires_grad):
-            return output
-        count[0] += 1
-        fields: dict[str, Any] = {
-            "fn": name,
-            "value": finite(output.detach().item()) if output.numel() == 1 else None,
-            "reduction": options.get("reduction", "mean"),
-            "grad": torch.is_grad_enabled(),
-            "needs_grad": output.requires_grad,
-            "smoothing": options.get("label_smoothing", 0.0),
-            "n": len(input) if input.dim() else 1,
-            "loc": recorder.here(),
-        }
-        if count[0] <= DESCRIBED or count[0] % DESCRIBED_EVERY == 0:
-            fields["input"] = describe_scores(input)
-            fields["target"] = _describe_target(target, options.get("ignore_index", -100))
-            weight = options.get("weight")
-            if isinstance(weight, Tensor) and weight.numel() <= 1000:
-                fields["weight"] = [round(w, 4) for w in weight.detach().float().reshape(-1).tolist()]
-        if target.dim() == 1 and not target.is_floating_point():
-            fields["target_tensor"] = target
-        recorder.last_call = (name, original, args, dict(options), target)
-        recorder.note_loss(fields, output, input)
+        if not recorder.skips(output.requires_grad) and not torch.jit.is_tracing() and output.device.type != "meta":
+            count[0] += 1
+            full = count[0] <= DESCRIBED or count[0] % DESCRIBED_EVERY == 0
+            recorder.last_call = (name, original, args, dict(options), target)
+            _note_loss(recorder, name, output, input, target, options, full)
         return output
 
     return loss
+
+
+@quiet
+def _note_loss(
+    recorder: Recorder, name: str, output: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], full: bool
+) -> None:
+    fields: dict[str, Any] = {
+        "fn": name,
+        "value": finite(output.detach().item()) if output.numel() == 1 else None,
+        "reduction": options.get("reduction", "mean"),
+        "grad": torch.is_grad_enabled(),
+        "needs_grad": output.requires_grad,
+        "smoothing": options.get("label_smoothing", 0.0),
+        "n": len(scores) if scores.dim() else 1,
+        "loc": recorder.here(),
+    }
+    if full:
+        fields["input"] = describe_scores(scores)
+        fields["target"] = _describe_target(target, options.get("ignore_index", -100))
+        weight = options.get("weight")
+        if isinstance(weight, Tensor) and weight.numel() <= 1000:
+            fields["weight"] = [round(w, 4) for w in weight.detach().float().reshape(-1).tolist()]
+    if target.dim() == 1 and not target.is_floating_point():
+        fields["target_tensor"] = target
+    recorder.note_loss(fields, output, scores)
 
 
 def _describe_target(target: Tensor, ignored: int) -> dict[str, Any]:
