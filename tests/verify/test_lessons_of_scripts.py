@@ -96,3 +96,38 @@ def test_colours_of_an_error_are_left_out() -> None:
         "crash", error="UnpicklingError", message="\x1b[1mno\x1b[0m", more="", loc="train.py:3", stack=[], module=None
     )
     assert "\x1b" not in str(judge(run.record(), ["RUN071"]).checks)
+
+
+def test_an_option_is_named_as_it_is_typed() -> None:
+    text = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--use_aug', type=bool)\n"
+    run = Run().more("source", path="train.py", text=text)
+    (check,) = [c for c in judge(run.record(), ["CFG503"]).checks if c.status in BAD]
+    assert "--use_aug" in check.message
+
+
+def test_a_count_of_the_script_that_a_short_epoch_breaks_is_no_failure() -> None:
+    run = Run().put("run", code=1).put("iter_end", length=3000)
+    run.more("crash", error="AssertionError", message="no message", more="", loc="train.py:9", stack=[], module=None)
+    assert status(run, "RUN071") is Status.ERROR
+    assert status(run.put("iter_end", length=6), "RUN071") is Status.FAIL
+
+
+def test_two_evaluations_before_the_training_are_no_two_epochs() -> None:
+    run = Run().more("scheduler_unused", cls="StepLR", opt=0)
+    assert status(run, "LRS801") is Status.FAIL
+    begun = Run().drop("sched", "scheduler").more("scheduler_unused", cls="StepLR", opt=0)
+    first = next(n for n, e in enumerate(begun.events) if e["kind"] == "iter_begin")
+    end = next(n for n, e in enumerate(begun.events) if e["kind"] == "iter_end")
+    evaluation = [e for e in begun.events if e["kind"] == "pass" and not e["trained"]][:3]
+    begun.events = [*begun.events[:first], *evaluation, *begun.events[first : end + 1], *begun.events[-1:]]
+    begun.more("ended", why="time", step=6)
+    assert status(begun, "LRS801") is Status.SKIP
+
+
+def test_an_end_before_any_epoch_and_evaluation_is_no_verdict() -> None:
+    run = Run()
+    end = next(n for n, e in enumerate(run.events) if e["kind"] == "iter_end")
+    run.events = run.events[:end]
+    run.more("ended", why="time", step=6)
+    assert judge(run.record(), ["RUN"]).exit_code == 2
+    assert "notes" in judge(run.record(), ["RUN"]).to_json()

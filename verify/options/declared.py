@@ -54,6 +54,12 @@ def dest_of(call: ast.Call) -> str | None:
     return chosen.lstrip("-").replace("-", "_") if chosen.startswith("-") else chosen
 
 
+def flag_of(call: ast.Call) -> str:
+    """The option of an `add_argument` as one types it."""
+    flags = [text for arg in call.args if (text := text_of(arg))]
+    return next((flag for flag in flags if flag.startswith("--")), flags[0] if flags else "")
+
+
 def _is_plain_option(call: ast.Call) -> bool:
     """Whether an option does nothing but store a value, and says nothing about being without use."""
     action = keyword(call, "action")

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from verify.options import flow_of
-from verify.options.declared import dest_of
+from verify.options.declared import dest_of, flag_of
 from verify.options.flow import Flow
 from verify.options.model import Key, Options, Value
 from verify.report import Finding, Status, plural, shortlist
@@ -257,9 +257,9 @@ def type_bool(record: Record) -> Iterator[Finding]:
         name = dest_of(call)
         if name and _parses_with_bool(project, keyword(call, "type")):
             yield Finding(
-                measured=f"type=bool for --{name.replace('_', '-')}",
+                measured=f"type=bool for {flag_of(call)}",
                 expected="a flag, or a function that understands the text",
-                message=f"--{name.replace('_', '-')} False means True: bool of any text but the empty one is True",
+                message=f"{flag_of(call)} False means True: bool of any text but the empty one is True",
                 hint="use action=argparse.BooleanOptionalAction, or store_true",
                 location=project.at(call),
             )
@@ -293,7 +293,7 @@ def int_with_float_default(record: Record) -> Iterator[Finding]:
             yield Finding(
                 measured=f"type=int, default={default}",
                 expected="type=float",
-                message=f"--{name.replace('_', '-')} cannot be given a fraction, though its default is one",
+                message=f"{flag_of(call)} cannot be given a fraction, though its default is one",
                 hint="use type=float",
                 location=project.at(call),
             )

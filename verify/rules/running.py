@@ -31,6 +31,15 @@ def script_crashed(record: Record) -> Iterator[Finding]:
         yield Finding(status=Status.SKIP, message="the script failed while only its schedule was carried on")
         return
     status = Status.FAIL if record.steps and not run["timed_out"] else Status.ERROR
+    if crashes and crashes[0]["error"] == "AssertionError" and _is_cut(record):
+        yield Finding(
+            status=Status.ERROR,
+            measured=f"AssertionError: {crashes[0]['message']}",
+            message="a check of the script's own fails, which may come of epochs that are cut short",
+            location=crashes[0]["loc"],
+            hint="--max-train-batches and --max-val-batches allow whole epochs",
+        )
+        return
     if run["timed_out"]:
         yield Finding(
             status=Status.SKIP if record.steps else Status.ERROR,
@@ -57,6 +66,10 @@ def script_crashed(record: Record) -> Iterator[Finding]:
             if last
             else "the script fails silently",
         )
+
+
+def _is_cut(record: Record) -> bool:
+    return any(e["length"] is None or e["length"] > e["limit"] for e in record.of("iter_end"))
 
 
 @rule("RUN072", severity=Status.WARN, subject=Subject.RUN)
@@ -109,7 +122,7 @@ def no_training_seen(record: Record) -> Iterator[Finding]:
     Found by: no backward pass and no optimizer step in any Python process of the command.
     Not an error: nothing; this is never a pass.
     """
-    if not record.training_failed or record.of("crash") or record.of("input"):
+    if not record.training_failed or record.of("crash") or record.of("input") or _out_of_time(record):
         return
     if record.of("grad_call"):
         yield Finding(
@@ -145,19 +158,28 @@ def waits_for_input(record: Record) -> Iterator[Finding]:
         )
 
 
+def _out_of_time(record: Record) -> bool:
+    return record.run["timed_out"] or any(e["why"] == "time" for e in record.of("ended"))
+
+
 @rule("RUN076", severity=Status.ERROR, subject=Subject.RUN)
 def too_little_seen(record: Record) -> Iterator[Finding]:
-    """The time for watching was up after one or two steps.
+    """The time for watching was up before there was enough for a verdict.
 
-    Why it matters: most bugs show only after several steps, and none of them was looked for.
-    Found by: the number of optimizer steps, when the script was ended because it took too long.
+    Why it matters: most bugs show only after several steps and an evaluation, and none of them was looked for.
+    Found by: the number of optimizer steps, of whole epochs and of evaluations, when the script was ended because it
+    took too long: fewer than three steps, or neither an epoch nor an evaluation.
     Not an error: scripts that end by themselves after a few steps.
     """
-    ended = [e for e in record.of("ended") if e["why"] == "time" and e["step"] < FEWEST_STEPS]
-    if ended and not record.training_failed:
+    ended = [e for e in record.of("ended") if e["why"] == "time"]
+    if not _out_of_time(record) or (record.run["timed_out"] and not record.steps):
+        return
+    steps, epochs = min([len(record.steps), *(e["step"] for e in ended)]), sum(one.exhausted for one in record.epochs)
+    if steps < FEWEST_STEPS or not (epochs or record.evaluations):
         yield Finding(
-            measured=plural(ended[0]["step"], "optimizer step"),
-            expected=f"at least {FEWEST_STEPS}",
-            message="too little of the training was seen for a verdict",
+            measured=f"{plural(steps, 'optimizer step')}, {plural(epochs, 'whole epoch')}, "
+            f"{plural(len(record.evaluations), 'evaluation')}",
+            expected=f"at least {FEWEST_STEPS} steps, and an epoch or an evaluation",
+            message="time was up before enough of the training was seen for a verdict",
             hint="kit watch --full, a smaller model or batch, or a machine with less to do",
         )

@@ -82,7 +82,7 @@ def schedule_never_steps(record: Record) -> Iterator[Finding]:
     Wrong: `scheduler = CosineAnnealingLR(optimizer, 50)` and no `scheduler.step()`; `lr = lr_at(step)` and nothing more
     Right: `scheduler.step()` once an epoch; `for group in optimizer.param_groups: group["lr"] = lr_at(step)`
     """
-    epochs = max(len(record.epochs), len(record.evaluations))
+    epochs = max(len(record.epochs), len({e.after for e in record.evaluations if e.after >= 0}))
     if epochs < 2 and not (record.ran_to_the_end and len(record.steps) > 20):
         raise NotSeenError("fewer than two epochs were seen")
     for event in record.of("scheduler_unused"):

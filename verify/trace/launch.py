@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from verify.trace.mirror import Mirror, put_back
+from verify.trace.mirror import LEVELS_ABOVE, Mirror, put_back
 from verify.trace.record import FORMAT, Record
 
 HERE = Path(__file__).resolve().parent
@@ -32,6 +32,7 @@ GRACE_SECONDS = 10.0
 LOG_KEPT = 200_000
 CUDA_ERRORS = ("CUDA", "NVIDIA driver", "cuda", "No CUDA GPUs")
 LARGER_CUT, MOST_ATTEMPTS = 4, 5
+LATEST = 0.6  # of the time until a script is killed: then it is ended, however late its first batch came
 SMALLEST_CUT = 2  # the first batch of an epoch and its last one
 
 
@@ -328,6 +329,7 @@ class _Run:
             "free": [*free, str(self.place)],
             "mirrors": [(str(self.mirror.copy), str(self.folder))],
             "project": str(self.folder),
+            "kept": str(_kept(self.folder, free)),
             "train_batches": cut.train_batches,
             "eval_batches": cut.eval_batches,
             "max_epochs": cut.max_epochs,
@@ -336,6 +338,8 @@ class _Run:
             "may_restart": cut.resume and max(cut.train_batches, cut.eval_batches) > SMALLEST_CUT,
             "compute_seconds": cut.compute_seconds,
             "deadline": now + cut.soft_seconds,
+            "latest": now + LATEST * cut.timeout,
+            "soft_seconds": cut.soft_seconds,
             "probes": cut.probe_seconds > 0,
             "probe_seconds": cut.probe_seconds,
             "fake_cuda": self.fake_cuda,
@@ -421,6 +425,17 @@ class _Log(threading.Thread):
             self.join(0.5)
         with suppress(OSError):
             os.close(self.master)
+
+
+def _kept(folder: Path, free: list[str]) -> Path:
+    """The outermost of the folders around the project that are its surroundings, not a place for temporary files."""
+    places = [Path(place).resolve() for place in free]
+    kept = folder
+    for parent in [*folder.parents][:LEVELS_ABOVE]:
+        if any(place.is_relative_to(parent) for place in places):
+            break
+        kept = parent
+    return kept
 
 
 def _end_group(child: subprocess.Popen) -> None:

@@ -182,3 +182,19 @@ def test_the_first_of_several_copies_is_put_back(tmp_path: Path):
     assert put_back(backup, project) == ([str(changed)], [str(outside)])
     assert changed.read_text() == "first"
     assert not new.exists()
+
+
+def test_results_beside_the_project_stay_in_the_copy_wherever_it_lies(tmp_path: Path):
+    """`../models` of a project in a folder for temporary files, which everybody else may write to."""
+    source = tmp_path / "repository" / "src"
+    models = tmp_path / "repository" / "models" / "train"
+    source.mkdir(parents=True)
+    models.mkdir(parents=True)
+    (models / "epoch_1.pth").write_bytes(b"mine")
+    text = TRAIN + "import os\ntrain()\nfor n in (1, 2):\n    torch.save(model, f'../models/train/epoch_{n}.pth')\n"
+    text += "os.makedirs('../logs', exist_ok=True)\nopen('../logs/run.txt', 'w').write('done')\n"
+    before = state(tmp_path / "repository" / "models")
+    record = watched(source, text)
+    assert record.run["code"] == 0
+    assert state(tmp_path / "repository" / "models") == before
+    assert not (tmp_path / "repository" / "logs").exists()

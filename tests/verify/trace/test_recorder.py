@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.verify.trace.runs import watched
+from tests.verify.trace.runs import TRAIN, watched
 from verify.trace.record import Record
 
 # Every loader is shorter than the cut, so that watched and plain runs see the same batches.
@@ -217,13 +217,18 @@ loss = nn.CrossEntropyLoss()
 
 
 class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.noisy = noisy
+
     def forward(self, a):
-        return loss(noisy(a), y[:8])
+        return loss(self.noisy(a), y[:8])
 
 
 traced = torch.jit.trace(WithLoss().eval(), x[:8], check_trace=True)
 print("nodes", len(list(traced.inlined_graph.nodes())))
-fake = nn.functional.cross_entropy(torch.zeros(2, 3, device="meta"), torch.zeros(2, dtype=torch.long, device="meta"))
+meta = torch.zeros(2, 3, device="meta")
+nn.functional.cross_entropy(meta, meta.argmax(dim=1))
 train()
 """
     )

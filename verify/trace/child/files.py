@@ -37,7 +37,7 @@ class Guard:
         self.session = session
         self.root = os.path.realpath(settings["root"]) + os.sep
         self.backup = settings["backup"]
-        self.project = os.path.realpath(settings["project"]) + os.sep
+        self.kept = os.path.realpath(settings["kept"]) + os.sep
         self.free = tuple(os.path.realpath(p) + os.sep for p in settings["free"])
         self.seen: set[str] = set()
         self.busy = False
@@ -138,10 +138,8 @@ class Guard:
                 os.symlink(os.path.join(target, one), os.path.join(place, one))
 
     def is_free(self, real: str) -> bool:
-        """Whether anybody may write there: the copy, caches, temporary folders that are not the project."""
-        return real.startswith(self.root) or (
-            real.startswith(self.free) and not (real + os.sep).startswith(self.project)
-        )
+        """Whether anybody may write there: the copy, caches, temporary folders that the project does not lie in."""
+        return real.startswith(self.root) or (real.startswith(self.free) and not (real + os.sep).startswith(self.kept))
 
     def keep(self, real: str) -> None:
         """Back up a file outside of the copy, or note that it is new."""

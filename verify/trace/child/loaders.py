@@ -250,6 +250,10 @@ class TimeLapseIter(_BaseDataLoaderIter):
             self.watch.end_iteration(self, exhausted)
 
 
+# What a script sees of it: `'..." has no attribute 'next'` is said in torch's own words.
+TimeLapseIter.__name__ = TimeLapseIter.__qualname__ = "_SingleProcessDataLoaderIter"
+
+
 def true_length(loader: DataLoader) -> int | None:
     """Batches in a whole pass, None where nobody knows."""
     try:

@@ -52,8 +52,8 @@ class Pass:
         """Losses that the model computed itself; the first says what the right answers are."""
         for fields in losses:
             target = fields.pop("target_tensor", None)
-            fits = target is not None and self.output is not None and len(target) == len(self.output)
-            if fits and not self.losses and self.output.dim():
+            batched = target is not None and self.output is not None and self.output.dim() > 0
+            if batched and not self.losses and len(target) == len(self.output):
                 self.targets = target
             self.losses.append(fields)
 

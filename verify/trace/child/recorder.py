@@ -51,6 +51,7 @@ class Recorder:
         self.budget = options["compute_seconds"]
         self.may_restart = options["may_restart"]
         self.deadline = max(options["deadline"], time.time() + LEAST_SECONDS)
+        self.started = False
         self.models: dict[int, ModelInfo] = {}
         self.others: dict[int, nn.Module] = {}
         self.optimizers: dict[int, OptimizerInfo] = {}
@@ -473,6 +474,10 @@ class Recorder:
     def check_time(self) -> None:
         """End the script when its time is up; begin to fast-forward when there is no end of an epoch in sight."""
         now = time.time()
+        if not self.started:  # reading the data may have taken most of the time
+            self.started = True
+            options = self.session.settings
+            self.deadline = max(self.deadline, min(now + options["soft_seconds"], options["latest"]))
         if now > self.deadline and not self.finished and not self.is_probing:
             self.end("time")
         slow = self.step >= HEAVY_STEPS and self.worked > self.budget / 8 * self.step
