@@ -35,6 +35,7 @@ MODULES = (
     "schedule",
     "loss",
     "checkpoint",
+    "selection",
     "reproducibility",
     "precision",
     "averaging",

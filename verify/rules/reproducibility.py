@@ -69,7 +69,12 @@ def seed_reset_each_epoch(record: Record) -> Iterator[Finding]:
     Right: `set_seed(0)` once, or `set_seed(seed + epoch)`
     """
     record.need_training()
-    again = [e for e in record.of("seed") if e["step"] > 0 and e["value"] is not None]
+    restored = {(e["fn"], e["step"]) for e in record.of("state_put_back")}
+    again = [
+        e
+        for e in record.of("seed")
+        if e["step"] > 0 and e["value"] is not None and (e["fn"], e["step"]) not in restored
+    ]
     by_call: dict[tuple[str, str, int], set[int]] = defaultdict(set)
     for event in again:
         by_call[event["fn"], event["loc"], event["value"]].add(event["step"])

@@ -22,6 +22,8 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _DatasetKind
 LARGEST_KEPT = 200 * 2**20
 OUTSIDE = ("IterDataPipe", "MapDataPipe")
 SHARED = ("type", "ABCMeta", "module", "function", "method")  # what they refer to is not the data set's own
+# As they are before they are hooked.
+_put_torch, _put_python = torch.set_rng_state, random.setstate
 NUMPY_GENERATORS = ("Generator", "RandomState")
 
 
@@ -39,10 +41,11 @@ class WorkerStates:
 
     def put(self) -> None:
         """Go back to the remembered states."""
-        torch.set_rng_state(self.torch)
-        random.setstate(self.python)
+        _put_torch(self.torch)
+        _put_python(self.python)
         if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
+            numpy = sys.modules["numpy"].random
+            getattr(numpy.set_state, "__wrapped__", numpy.set_state)(self.numpy)
 
 
 class Worker:

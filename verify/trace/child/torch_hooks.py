@@ -547,11 +547,28 @@ def _hook_seeds(recorder: Recorder) -> None:
 
         setattr(holder, name, seed)
 
+    def hook_restoring(holders: list[Any], name: str, label: str) -> None:
+        """A state that is put back: what was seeded in between is none of the training's business."""
+        original = getattr(holders[0], name)
+
+        @functools.wraps(original)
+        def restore(*args: Any, **options: Any) -> Any:
+            result = original(*args, **options)
+            if _active(recorder) and not recorder.inside and not recorder.is_seeding:
+                recorder.emit("state_put_back", fn=label, step=recorder.step, loc=recorder.here())
+            return result
+
+        for holder in holders:
+            setattr(holder, name, restore)
+
     hook(torch, "manual_seed", "torch.manual_seed")
     hook(random, "seed", "random.seed")
+    hook_restoring([torch, torch.random], "set_rng_state", "torch.manual_seed")
+    hook_restoring([random], "setstate", "random.seed")
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         hook(numpy.random, "seed", "numpy.random.seed")
+        hook_restoring([numpy.random], "set_state", "numpy.random.seed")
 
 
 def _hook_distributed(recorder: Recorder) -> None:
