@@ -80,7 +80,7 @@ def test_a_best_that_is_never_kept(code: str) -> None:
         "def better(acc, best):\n    return 1 if acc > best else 0\n",
         "def better(acc, best=0.0):\n    while True:\n        if acc > best:\n            return True\n",
         "best = 0\ndef test():\n    global best\n    for x in y:\n        if x > best:\n            best = x\n",
-        "def run():\n    best = 0\n    def one(x):\n        nonlocal best\n        if x > best:\n            best = x\n",
+        "def run():\n    best = 0\n    def f(x):\n        nonlocal best\n        if x > best:\n            best = x\n",
         "for e in range(9):\n    if e > best_epoch + 3:\n        break\n",
         "best_acc = load()\nif acc > best_acc:\n    print('better')\n",
         "for acc in accs:\n    if acc > state['best']:\n        state['best'] = acc\n",

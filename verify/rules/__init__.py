@@ -30,6 +30,7 @@ MODULES = (
     "training",
     "loop",
     "config",
+    "config_effect",
     "evaluation",
     "optimizer",
     "schedule",
