@@ -131,3 +131,29 @@ def test_an_end_before_any_epoch_and_evaluation_is_no_verdict() -> None:
     run.more("ended", why="time", step=6)
     assert judge(run.record(), ["RUN"]).exit_code == 2
     assert "notes" in judge(run.record(), ["RUN"]).to_json()
+
+
+def plateau(run: Run, given: str, mode: str) -> Run:
+    run.put("scheduler", cls="ReduceLROnPlateau", numbers={"mode": mode}, loc="train.py:1")
+    run.put("sched", given=lambda e: [0.1 + 0.01 * e["epoch"]], loc="train.py:2")
+    return run.more("source", path="train.py", text=f"import torch\nscheduler.step({given})\n")
+
+
+@pytest.mark.parametrize(("given", "mode"), [("val_f1", "min"), ("m['rmse']", "max"), ("self.auc", "min")])
+def test_a_metric_that_is_named_and_watched_in_the_wrong_direction(given: str, mode: str) -> None:
+    assert "LRS805" in codes(plateau(Run(), given, mode), "LRS805")
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [("val_f1", "max"), ("-val_f1", "min"), ("score", "min"), ("1 - acc", "min"), ("x['loss']", "min")],
+)
+def test_a_metric_that_is_watched_in_the_right_direction(given: str, mode: str) -> None:
+    assert "LRS805" not in codes(plateau(Run(), given, mode), "LRS805")
+
+
+def test_a_part_of_a_fused_weight_without_a_gradient() -> None:
+    run = Run().more("dead_part", model=0, name="blocks.0.attn.qkv.weight", parts=3, dead=2, rows=96)
+    (check,) = judge(run.record(), ["GRD306"]).of(Status.FAIL)
+    assert "64 to 95 of 96" in check.measured
+    assert "GRD306" not in codes(Run(), "GRD306")

@@ -331,6 +331,11 @@ PLANTED: list[tuple[str, str, Change]] = [
     ("LRS809", "lags", lambda run: run.put("sched", given=lambda e: [e["epoch"] - 1])),
     ("LRS810", "gone", lambda run: rates(run, 0.1, 0.01, 0.0, 0.0)),
     # the loop
+    (
+        "GRD306",
+        "values",
+        lambda run: run.more("dead_part", model=0, name="qkv.weight", parts=3, dead=2, rows=24),
+    ),
     ("TRN403", "never-cleared", lambda run: run.put("step", cleared=False)),
     ("TRN404", "cleared-too-late", lambda run: run.put("step", zeroed_after_backward=True, grads="none")),
     ("TRN405", "no-step", lambda run: run.drop("step").put("held", steps=0, unchanged=3)),
@@ -592,6 +597,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
         lambda run: run.put("step", backwards=0).more("grad_call", step=1, loc="train.py:35"),
     ),
     ("TRN406", "closure", lambda run: run.put("step", backwards=0, closure=True)),
+    ("GRD306", "all-used", nothing),
     ("TRN407", "one-layer", lambda run: run.put("pass", trained, norms=0.0)),
     ("TRN407", "nothing-to-switch", lambda run: run.put("pass", training=False, norms=-1, drops=-1)),
     ("TRN408", "in-order", clipped),

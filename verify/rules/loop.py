@@ -511,6 +511,34 @@ def parameter_never_changes(record: Record) -> Iterator[Finding]:
         )
 
 
+@rule("GRD306", severity=Status.WARN, subject=Subject.RUN)
+def part_never_trained(record: Record) -> Iterator[Finding]:
+    """A third or a half of a fused weight never gets a gradient.
+
+    Why it matters: one of the projections that the layer computes at once is thrown away: attention that takes the keys
+    for the values trains, and is worse.
+    Found by: the gradient of the rows of linear layers, in halves and thirds, at several steps of the run: one part is
+    zero at all of them, and the others are not.
+    Not an error: embeddings and tables of positions, of which only some rows are used.
+
+    Wrong: `q, k, v = self.qkv(x).chunk(3, dim=-1)` and `attention @ k`
+    Right: `attention @ v`
+    """
+    record.need_training(5)
+    for event in record.of("dead_part"):
+        fused = event["parts"] == 3 and any(word in event["name"] for word in ("qkv", "in_proj", "kqv", "attn"))
+        rows = event["rows"] // event["parts"]
+        first = event["dead"] * rows
+        yield Finding(
+            status=Status.FAIL if fused else Status.WARN,
+            measured=f"rows {first} to {first + rows - 1} of {event['rows']} without a gradient in all steps",
+            expected="every part of the weight is trained",
+            message="one of the parts that this layer computes is not used",
+            location=event["name"],
+            hint="are the parts that it is split into all used, each in its place?",
+        )
+
+
 @rule("DAT221", severity=Status.WARN, subject=Subject.RUN)
 def order_without_loader_repeats(record: Record) -> Iterator[Finding]:
     """A loop without a DataLoader takes its batches in the same order every epoch.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 from verify.report import Finding, Status, plural
 from verify.rules import Subject, own_schedule, rule
-from verify.source import project_of
+from verify.source import project_of, text_of
 from verify.trace.record import Event, NotSeenError, Record
 
 COSINE = "CosineAnnealingLR"
@@ -469,8 +471,9 @@ def plateau_mode_inverted(record: Record) -> Iterator[Finding]:
     """ReduceLROnPlateau watches the wrong direction.
 
     Why it matters: with mode "min" and an accuracy, the rate falls while the model gets better.
-    Found by: the numbers it is given, compared with accuracy and loss of the evaluation before.
-    Not an error: mode "max" with an accuracy, mode "min" with a loss.
+    Found by: the numbers it is given, compared with accuracy and loss of the evaluation before; where they are neither,
+    by the name of what it is given, such as `f1` or `rmse`.
+    Not an error: mode "max" with an accuracy, mode "min" with a loss or with a negated accuracy.
 
     Wrong: `ReduceLROnPlateau(optimizer); scheduler.step(val_accuracy)`
     Right: `ReduceLROnPlateau(optimizer, mode="max")`
@@ -479,12 +482,14 @@ def plateau_mode_inverted(record: Record) -> Iterator[Finding]:
     if not plateau:
         raise NotSeenError("no ReduceLROnPlateau")
     for scheduler in plateau:
-        kinds = [_kind_of_metric(record, call) for call in _calls(record, scheduler["id"])]
+        kinds = [
+            _kind_of_metric(record, call) or _kind_by_name(record, call) for call in _calls(record, scheduler["id"])
+        ]
         mode = scheduler["numbers"].get("mode", "min")
         wrong = {"min": "accuracy", "max": "loss"}[mode]
         if kinds.count(wrong) >= 2 and kinds.count(wrong) > len(kinds) / 2:
             yield Finding(
-                measured=f'mode "{mode}" is given the {wrong}',
+                measured=f'mode "{mode}" is given {"an accuracy or its like" if wrong == "accuracy" else "a loss"}',
                 expected=f'mode "{"max" if mode == "min" else "min"}"',
                 message="the learning rate falls while the model gets better",
                 location=scheduler["loc"],
@@ -503,6 +508,30 @@ def _kind_of_metric(record: Record, call: Event) -> str:
     if last.loss is not None and abs(given - last.loss) < 0.05 * abs(last.loss):
         return "loss"
     return ""
+
+
+HIGHER = re.compile(r"(^|_)(acc|accuracy|f1|auc|auroc|iou|miou|map|r2|dice|bleu|top1|recall|precision|kappa|mcc)(_|$)")
+LOWER = re.compile(r"(^|_)(loss|nll|error|rmse|mae|mse|ppl|perplexity)(_|$)")
+
+
+def _kind_by_name(record: Record, call: Event) -> str:
+    """What the script calls the number that a scheduler is given."""
+    if not record.sources:
+        return ""
+    project = project_of(record)
+    steps = [
+        node
+        for node in project.calls
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "step" and node.args
+        if project.at(node) == call["loc"]
+    ]
+    if len(steps) != 1:
+        return ""
+    given = steps[0].args[0]
+    name = text_of(given.slice) if isinstance(given, ast.Subscript) else None
+    name = name or getattr(given, "attr", "") or getattr(given, "id", "")
+    higher, lower = HIGHER.search(name.lower()), LOWER.search(name.lower())
+    return "" if bool(higher) == bool(lower) else "accuracy" if higher else "loss"
 
 
 @rule("LRS806", severity=Status.WARN, subject=Subject.RUN)

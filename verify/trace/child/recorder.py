@@ -76,6 +76,7 @@ class Recorder:
         self.step_depth = 0
         self.snapshot_size = 0
         self.graded: set[int] = set()
+        self.parts: dict[tuple[int, int], list[bool]] = {}
         self.twins: dict[int, tuple[nn.Module, list[Tensor], list[Tensor]]] = {}
         self.captured = False
         self.captured_of: int | None = None

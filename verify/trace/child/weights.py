@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .steps import OptimizerInfo
 
 LARGEST_SNAPSHOT = 2 * 2**30
+PARTS, SMALLEST_PART = (2, 3), 4
 
 
 def gradient_state(parameters: list[Tensor]) -> str:
@@ -81,12 +82,41 @@ def note_gradients(recorder: Any, info: OptimizerInfo) -> None:
             norm = p.grad.detach().norm().item()
             if norm != 0:
                 recorder.graded.add(id(p))
+                _note_parts(recorder, p)
             if len(norms) < 400:
                 norms[name] = finite(round(norm, 8)) if norm == norm else "nan"
     for p in info.parameters():
         if id(p) not in recorder.graded and gradient_state([p]) in ("ok", "nonfinite"):
             recorder.graded.add(id(p))
     recorder.emit("grad_norms", step=recorder.step + 1, opt=info.number, norms=norms)
+
+
+def _note_parts(recorder: Any, p: Tensor) -> None:
+    """Which halves and thirds of the rows of a matrix have got a gradient: fused projections, as of attention."""
+    if p.dim() != 2 or p.grad is None:
+        return
+    for count in PARTS:
+        if p.shape[0] % count or p.shape[0] < SMALLEST_PART * count:
+            continue
+        alive = p.grad.detach().reshape(count, -1).count_nonzero(dim=1).bool().tolist()
+        known = recorder.parts.get((id(p), count), alive)
+        recorder.parts[id(p), count] = [a or b for a, b in zip(known, alive)]
+
+
+def _dead_parts(recorder: Any, model: nn.Module) -> list[dict[str, Any]]:
+    """Parts of the weights of linear layers that never got a gradient while the rest did."""
+    found = []
+    for name, module in model.named_modules():
+        weights = [("weight", module.weight)] if isinstance(module, nn.Linear) else []
+        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
+            weights = [("in_proj_weight", module.in_proj_weight)]
+        for key, p in weights:
+            for count in PARTS:
+                alive = recorder.parts.get((id(p), count))
+                if alive and alive.count(False) == 1 and p.requires_grad:
+                    place = f"{name}.{key}" if name else key
+                    found.append({"name": place, "parts": count, "dead": alive.index(False), "rows": p.shape[0]})
+    return found[:20]
 
 
 def write_tables(recorder: Any) -> None:
@@ -128,6 +158,8 @@ def write_tables(recorder: Any) -> None:
             if start is not None and b.is_floating_point():
                 buffers.append([name, not torch.equal(start[1], b.detach())])
         recorder.emit("params", model=model.number, rows=rows[:3000], buffers=buffers[:2000], passes=model.passes)
+        for part in _dead_parts(recorder, model.module):
+            recorder.emit("dead_part", model=model.number, **part)
     known = {id(p) for model in recorder.models.values() for p in model.module.parameters()}
     for info in recorder.optimizers.values():
         tensors = info.parameters()
