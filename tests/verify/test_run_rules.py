@@ -365,6 +365,11 @@ PLANTED: list[tuple[str, str, Change]] = [
     ("GRD305", "unused", lambda run: change_rows(run, "head", graded=False, changed=False)),
     ("GRD305", "none", lambda run: change_rows(run, graded=False, changed=False)),
     ("DAT221", "same-order", lambda run: without_loaders(run, lambda e: str(e["step"] % 6))),
+    (
+        "DAT221",
+        "same-order-of-augmented-images",
+        lambda run: without_loaders(run, lambda e: str(e["step"])).put("pass", labels=lambda e: str(e["step"] % 6)),
+    ),
     # checkpoints
     ("CKP011", "saved", lambda run: saved_weights(run, made_at=0)),
     (
@@ -619,6 +624,11 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ("TRN416", "none", nothing),
     ("GRD305", "frozen", lambda run: change_rows(run, "head", trainable=False, was_trainable=False, graded=False)),
     ("DAT221", "new-order", lambda run: without_loaders(run, lambda e: str(e["step"]))),
+    (
+        "DAT221",
+        "batches-of-one-class",
+        lambda run: without_loaders(run, lambda e: str(e["step"])).put("pass", labels=lambda e: str(e["step"] % 3)),
+    ),
     ("CKP011", "saved-at-once", nothing),
     ("CKP011", "deep-copy", lambda run: weights_loaded(run, aliased=0, made_at=6, step=24, strict=True)),
     ("CKP012", "new-head", lambda run: weights_loaded(run, matched=7, missing=["head.weight", "head.bias"])),

@@ -539,12 +539,30 @@ def part_never_trained(record: Record) -> Iterator[Finding]:
         )
 
 
+def _epochs_of(record: Record, field: str) -> list[list[str]]:
+    """Prints of the batches that are trained on, from evaluation to evaluation."""
+    epochs: list[list[str]] = [[]]
+    for event in record.of("pass"):
+        if event["trained"] and event.get(field):
+            epochs[-1].append(event[field])
+        elif not event["trained"] and epochs[-1]:
+            epochs.append([])
+    return [epoch for epoch in epochs if len(epoch) >= 2]
+
+
+def _repeats(epochs: list[list[str]]) -> bool:
+    """Whether all epochs are the same; the last one may have been cut short."""
+    others = epochs[1:-1] or epochs[1:]
+    return bool(others) and all(one == epochs[0] for one in others)
+
+
 @rule("DAT221", severity=Status.WARN, subject=Subject.RUN)
 def order_without_loader_repeats(record: Record) -> Iterator[Finding]:
     """A loop without a DataLoader takes its batches in the same order every epoch.
 
     Why it matters: batches always hold the same samples, which costs accuracy; sorted samples make it forget.
-    Found by: the targets and inputs of the batches between two evaluations, which repeat exactly.
+    Found by: the inputs of the batches between two evaluations, or the targets of four batches or more, which repeat
+    exactly.
     Not an error: all data in one batch; a new permutation for each epoch.
 
     Wrong: `for i in range(0, n, batch): x[i : i + batch]`
@@ -552,17 +570,11 @@ def order_without_loader_repeats(record: Record) -> Iterator[Finding]:
     """
     if record.epochs or record.train_loaders:
         raise NotSeenError("training iterates a DataLoader")
-    epochs: list[list[str]] = [[]]
-    for event in record.events:
-        if event["kind"] == "pass" and event["trained"] and event.get("inputs"):
-            epochs[-1].append(event["inputs"])
-        elif event["kind"] == "pass" and not event["trained"] and epochs[-1]:
-            epochs.append([])
-    whole = [epoch for epoch in epochs if len(epoch) >= 2]
+    whole, labels = _epochs_of(record, "inputs"), _epochs_of(record, "labels")
     if len(whole) < 2:
         raise NotSeenError("fewer than two epochs of several batches were seen")
-    same = sum(one == whole[0] for one in whole[1:-1] or whole[1:])
-    if same and same == len(whole[1:-1] or whole[1:]):
+    # Augmented images are new each time; the labels of so many different batches are not the same by chance.
+    if _repeats(whole) or (_repeats(labels) and len(set(labels[0])) >= 4):
         first = next(e for e in record.of("pass") if e["trained"])
         yield Finding(
             measured=f"the same {len(whole[0])} batches in each of {len(whole)} epochs",
