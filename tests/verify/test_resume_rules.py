@@ -283,6 +283,14 @@ class TestNeverSaved:
             (f"resuming brings back the epoch, but not {lost}", Status.WARN)
         ]
 
+    def test_nothing_was_stepped_or_saved_yet(self):
+        events = [e for e in trained(NEVER_SAVED).events if e["kind"] not in ("save", "step", "scheduler")]
+        code = NEVER_SAVED + "    torch.save({'model': model.state_dict(), 'epoch': epoch}, path)\n"
+        events = [{**e, "text": "import torch\n" + code} if e["kind"] == "source" else e for e in events]
+        record = Record([*events, {"kind": "scheduler_unused", "cls": "StepLR", "opt": 0}])
+        (found,) = problems(checkpoint.resume_loses_state, record)
+        assert found.message.endswith("not the moments of SGD or the schedule")
+
     def test_the_schedule_goes_by_the_epoch(self):
         code = resumes(given="epoch").replace(SAVE, "")
         (found,) = problems(checkpoint.resume_loses_state, trained(code))
@@ -366,6 +374,40 @@ class TestFinishedEpochAgain:
 
     def test_a_second_start_has_the_last_word(self):
         assert self.found(numbered(), NEVER_SAVED, ("resume", {"lost": [], "back": []})) == []
+
+
+TRAINS = """
+def train(n):
+    for x, y in loader:
+        loss(model(x), y).backward()
+def test(n):
+    state = {'model': model.state_dict(), 'epoch': n{saved}}
+    torch.save(state, path)
+"""
+
+
+class TestFinishedEpochBeforeAnythingWasSaved:
+    def found(self, code: str, saved: str = "") -> list[Finding]:
+        text = "import torch\n" + TRAINS.replace("{saved}", saved) + code
+        return problems(checkpoint.resume_goes_back, Record([{"kind": "source", "path": "train.py", "text": text}]))
+
+    def code(self, body: str = "train(epoch)\n    test(epoch)") -> str:
+        return NEVER_SAVED.replace("train(epoch)", body)
+
+    def test_it_is_saved_after_its_training(self):
+        assert len(self.found(self.code())) == 1
+
+    @pytest.mark.parametrize(
+        ("body", "saved"),
+        [
+            ("train(epoch)\n    test(epoch)", " + 1"),
+            ("train(epoch)\n    test(epoch + 1)", ""),
+            ("test(epoch)\n    train(epoch)", ""),
+            ("train(epoch)", ""),
+        ],
+    )
+    def test_it_is_not_for_sure(self, body: str, saved: str):
+        assert self.found(self.code(body), saved) == []
 
 
 class TestNotJudged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,23 +187,31 @@ def _lost_moments(record: Record, project: Project) -> list[str]:
     """The optimizer's state, if it has one that outlives an epoch and no code saves it."""
     if not keeps_moments(record) or _calls_on(project, "state_dict", OPTIMIZER):
         return []
-    optimizer = record.optimizers[record.main_optimizer or 0]
-    again = [e for e in record.optimizers.values() if e["loc"] == optimizer["loc"]]
-    return [f"the moments of {optimizer['cls']}"] if len(again) == 1 else []
+    optimizer = _optimizer(record)
+    again = [e for e in record.optimizers.values() if optimizer and e["loc"] == optimizer["loc"]]
+    return [f"the moments of {optimizer['cls']}"] if optimizer and len(again) == 1 else []
 
 
 def keeps_moments(record: Record) -> bool:
     """Whether the optimizer with the most steps has a state."""
-    optimizer = record.optimizers.get(record.main_optimizer if record.main_optimizer is not None else -1)
+    optimizer = _optimizer(record)
     if optimizer is None:
         return False
     momentum = any(isinstance(g.get("momentum"), int | float) and g["momentum"] for g in optimizer["groups"])
     return bool(momentum or STATEFUL.search(optimizer["cls"]))
 
 
+def _optimizer(record: Record) -> Event | None:
+    """The optimizer with the most steps, or the only one."""
+    known = record.optimizers
+    if record.main_optimizer is not None:
+        return known.get(record.main_optimizer)
+    return next(iter(known.values())) if len(known) == 1 else None
+
+
 def _lost_schedule(record: Record, project: Project) -> list[str]:
     """The schedule, if it counts by itself and nothing in the code sets it to an epoch."""
-    schedulers = record.of("scheduler")
+    schedulers = record.of("scheduler", "scheduler_unused")
     named = [c for c in project.calls if isinstance(c.func, ast.Attribute) and c.func.attr == "step"]
     named = [c for c in named if SCHEDULE.search(ast.unparse(c.func))]
     placed = any(keyword(c, "last_epoch") is not None for c in project.calls)
@@ -223,23 +231,87 @@ def _lost_schedule(record: Record, project: Project) -> list[str]:
 def finished_epoch_again(record: Record, project: Project) -> Iterator[Finding]:
     """The number of a finished epoch is saved, and the loop of the resumed run begins with it."""
     loops = [e for e in record.of("loop") if e["step"] == 1 and EPOCH.search(f"{e['variable']} {e['text']}")]
-    saves = [e for e in record.of("save") if e["content"]["kind"] == "dict" and not e["fast"]]
-    if not loops or not saves or project.has_framework:
+    saves = [e for e in saves_of(record, project) if e["content"]["kind"] == "dict" and not e.get("fast")]
+    if not saves or project.has_framework:
         return
-    start = max(loops, key=lambda e: e["stop"] - e["start"])["start"]
+    start = max(loops, key=lambda e: e["stop"] - e["start"])["start"] if loops else None
     content = saves[-1]["content"]["keys"]
     for place in restored_epochs(record, project, content):
         alike = [e for e in saves if place.key in e["content"]["keys"]]
-        if place.exact and alike and all(_is_finished(record, e, place.key, start) for e in alike):
-            read = ast.unparse(place.statement)
+        if record.of("save"):
+            sure = start is not None and all(_is_finished(record, e, place.key, start) for e in alike)
+            what = f"saved was {place.key} {content[place.key]['value']}, when that epoch was complete"
+        else:
+            sure = _is_saved_when_finished(project, place)
+            what = f"{place.key} is saved as it is when that epoch was complete"
+        if place.exact and alike and sure:
             yield Finding(
-                measured=f"{read}; saved was {place.key} {content[place.key]['value']}, when that epoch was complete",
+                measured=f"{ast.unparse(place.statement)}; {what}",
                 expected="the epoch after it",
                 message="the resumed run trains an epoch again that it had finished",
                 location=project.at(place.statement),
                 hint='start_epoch = checkpoint["epoch"] + 1',
             )
             return
+
+
+def _is_saved_when_finished(project: Project, place: Restored) -> bool:
+    """Whether the body of the loop that is resumed trains first, and saves its variable below that."""
+    loops = [loop for loop in project.nodes(ast.For) if _begins_at(loop, place.name)]
+    values = [
+        value
+        for node in project.nodes(ast.Dict)
+        for key, value in zip(node.keys, node.values, strict=True)
+        if key is not None and text_of(key) == place.key
+    ]
+    if len(loops) != 1 or len(values) != 1 or not isinstance(values[0], ast.Name):
+        return False
+    (loop,), value = loops, values[0]
+    training = [n for n, statement in enumerate(loop.body) if _reaches(project, statement, _is_backward)]
+    saving = [n for n, statement in enumerate(loop.body) if _reaches(project, statement, lambda node: node is value)]
+    return bool(training and saving) and max(training) < min(saving) and _is_variable(project, value, loop)
+
+
+def _begins_at(loop: ast.For, name: str) -> bool:
+    called = loop.iter if isinstance(loop.iter, ast.Call) else None
+    return called is not None and len(called.args) >= 2 and _is_called(called.args[0], name)
+
+
+def _is_backward(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "backward"
+
+
+def _reaches(project: Project, statement: ast.AST, wanted: Callable[[ast.AST], bool]) -> bool:
+    """Whether a statement, or a function of the project that it calls, holds a node."""
+    pending, seen = [statement], set[ast.AST]()
+    for place in pending:
+        for node in ast.walk(place):
+            if wanted(node):
+                return True
+            for function, _ in project.callees(node) if isinstance(node, ast.Call) else ():
+                if function not in seen:
+                    seen.add(function)
+                    pending.append(function)
+    return False
+
+
+def _is_variable(project: Project, name: ast.Name, loop: ast.For) -> bool:
+    """Whether a name is the variable of a loop, or a parameter that always gets it."""
+    _, bindings = project.lookup(name)
+    if len(bindings) != 1:
+        return False
+    if bindings[0].kind == "loop":
+        return bindings[0].node is loop
+    function = project.function(bindings[0].node) if bindings[0].kind == "param" else None
+    if function is None:
+        return False
+    given = [
+        value
+        for call in project.calls_of.get(function, [])
+        for arg, value in arguments(call, function, project)
+        if arg is bindings[0].node
+    ]
+    return bool(given) and all(isinstance(v, ast.Name) and _is_variable(project, v, loop) for v in given)
 
 
 def _is_finished(record: Record, save: Event, key: str, start: int) -> bool:
