@@ -394,8 +394,9 @@ class TestFinishedEpochBeforeAnythingWasSaved:
     def code(self, body: str = "train(epoch)\n    test(epoch)") -> str:
         return NEVER_SAVED.replace("train(epoch)", body)
 
-    def test_it_is_saved_after_its_training(self):
-        assert len(self.found(self.code())) == 1
+    @pytest.mark.parametrize("more", ["", "\n    log({'epoch': epoch + 1})"])
+    def test_it_is_saved_after_its_training(self, more: str):
+        assert len(self.found(self.code("train(epoch)\n    test(epoch)" + more))) == 1
 
     @pytest.mark.parametrize(
         ("body", "saved"),

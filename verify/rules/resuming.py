@@ -126,16 +126,20 @@ def saves_of(record: Record, project: Project) -> list[Event]:
     """The `save` events; where nothing was saved yet, what the source says that it would save."""
     if record.of("save"):
         return record.of("save")
-    calls = [c for c in project.calls if project.qualified(c.func) == "torch.save" and c.args]
     found = []
-    for call in calls:
-        for origin in project.origins(call.args[0]):
-            if isinstance(origin, ast.Dict) and all(text_of(key) is not None for key in origin.keys):
-                rows = zip(origin.keys, origin.values, strict=True)
-                keys = {str(text_of(key)): _described(str(text_of(key)), value) for key, value in rows}
-                content = {"kind": "dict", "type": "dict", "keys": keys}
-                found.append({"kind": "save", "path": "the checkpoint", "content": content, "loc": project.at(call)})
+    for call, literal in _saved_dicts(project):
+        if all(text_of(key) is not None for key in literal.keys):
+            rows = zip(literal.keys, literal.values, strict=True)
+            keys = {str(text_of(key)): _described(str(text_of(key)), value) for key, value in rows}
+            content = {"kind": "dict", "type": "dict", "keys": keys}
+            found.append({"kind": "save", "path": "the checkpoint", "content": content, "loc": project.at(call)})
     return found
+
+
+def _saved_dicts(project: Project) -> list[tuple[ast.Call, ast.Dict]]:
+    """Calls of torch.save, with the literals that they are given."""
+    calls = [c for c in project.calls if project.qualified(c.func) == "torch.save" and c.args]
+    return [(call, one) for call in calls for one in project.origins(call.args[0]) if isinstance(one, ast.Dict)]
 
 
 def _described(key: str, value: ast.expr) -> dict[str, Any]:
@@ -260,7 +264,7 @@ def _is_saved_when_finished(project: Project, place: Restored) -> bool:
     loops = [loop for loop in project.nodes(ast.For) if _begins_at(loop, place.name)]
     values = [
         value
-        for node in project.nodes(ast.Dict)
+        for _, node in _saved_dicts(project)
         for key, value in zip(node.keys, node.values, strict=True)
         if key is not None and text_of(key) == place.key
     ]
