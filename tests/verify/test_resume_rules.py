@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.verify.run_records import Run
 from verify.report import Finding, Status
 from verify.rules import averaging, checkpoint
 from verify.trace.record import Event, NotSeenError, Record
@@ -175,6 +176,258 @@ class TestNeverReadBack:
     def test_another_script_reads_it(self):
         code = SAVE + LOAD + REST.replace('ckpt["ema"]', "state")
         assert problems(checkpoint.resume_loses_state, saved(code, "net.load_state_dict(state['ema'])")) == []
+
+
+MODEL_AND_EPOCH = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--resume", action="store_true")
+args = parser.parse_args()
+start_epoch = 0
+if args.resume:
+    ckpt = torch.load(path)
+    model.load_state_dict(ckpt["model"])
+    best_acc = ckpt["best_acc"]
+    start_epoch = ckpt["epoch"]{plus}
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+for epoch in range(start_epoch, 100):
+    train(epoch)
+    scheduler.step({given})
+"""
+
+
+def resumes(code: str = MODEL_AND_EPOCH, plus: str = "", given: str = "") -> str:
+    return SAVE + code.replace("{plus}", plus).replace("{given}", given)
+
+
+class TestOptimizerNeverReadBack:
+    def test_all_that_is_saved_beside_weights_and_epoch(self):
+        found = problems(checkpoint.resume_loses_state, saved(resumes(plus=" + 1")))
+        assert [(f.measured, f.status) for f in found] == [("never read back: optimizer, scheduler, ema", Status.FAIL)]
+
+    def test_the_epoch_goes_by_another_name(self):
+        code = resumes().replace("range(start_epoch", "range(args.start_epoch")
+        code = code.replace("start_epoch = ckpt", "args.start_epoch = ckpt")
+        assert len(problems(checkpoint.resume_loses_state, saved(code))) == 1
+
+    def test_the_epoch_is_handed_to_a_function(self):
+        code = resumes().replace("for epoch in range(start_epoch", "def fit(first):\n  for epoch in range(first")
+        code = code.replace("    train(epoch)\n    scheduler.step()", "    train(epoch)\nfit(first=start_epoch)")
+        assert len(problems(checkpoint.resume_loses_state, saved(code))) == 1
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            resumes().replace('start_epoch = ckpt["epoch"]', 'print("trained for", ckpt["epoch"])'),  # evaluation
+            resumes().replace("range(start_epoch, 100)", "range(100)"),  # fine-tuning
+            resumes().replace('model.load_state_dict(ckpt["model"])', "pass"),
+            resumes().replace('best_acc = ckpt["best_acc"]', "optimizer.load_state_dict(find(ckpt, 'optim'))"),
+            resumes().replace('best_acc = ckpt["best_acc"]', "restore(**ckpt)"),
+            resumes() + LOAD + REST,
+        ],
+    )
+    def test_read_back_or_not_resumed(self, code: str):
+        assert problems(checkpoint.resume_loses_state, saved(code)) == []
+
+    @pytest.mark.parametrize(("momentum", "lost"), [(0.9, "o, s"), (0.0, "s")])
+    def test_nothing_was_saved_yet(self, momentum: float, lost: str):
+        keep = "def keep(state):\n  torch.save(state, path)\n"
+        states = "'o': optimizer.state_dict(), 's': scheduler.state_dict()"
+        code = keep + NEVER_SAVED + f"    keep({{'model': model.state_dict(), {states}, 'epoch': epoch}})\n"
+        record = trained(code, momentum=momentum)
+        unsaved = Record([e for e in record.events if e["kind"] != "save"])
+        found = problems(checkpoint.resume_loses_state, unsaved)
+        assert [f.measured for f in found] == [f"never read back: {lost}"]
+
+    def test_an_optimizer_without_state(self):
+        state = {"model": WEIGHTS, "optimizer": {**STATE["optimizer"], "keys": {"entries": 0}}, "epoch": STATE["epoch"]}
+        record = saved(resumes(), content={"kind": "dict", "type": "dict", "keys": state})
+        assert problems(checkpoint.resume_loses_state, record) == []
+
+    def test_another_script_reads_it(self):
+        sibling = "optimizer.load_state_dict(s['optimizer'], s['scheduler'], s['ema'])"
+        assert problems(checkpoint.resume_loses_state, saved(resumes(), sibling)) == []
+
+
+def kept(*names: str) -> dict[str, Any]:
+    return {"kind": "dict", "type": "dict", "keys": {name: STATE[name] for name in ("model", *names)}}
+
+
+def trained(code: str, optimizer: str = "SGD", momentum: float = 0.9, **more: Any) -> Record:
+    """A run whose checkpoint holds weights and epoch alone."""
+    record = saved(code, **{"content": kept("epoch", "best_acc"), **more})
+    events = [
+        {"kind": "optimizer", "id": 0, "cls": optimizer, "groups": [{"momentum": momentum}], "loc": "train.py:20"},
+        {"kind": "scheduler", "id": 0, "cls": "CosineAnnealingLR", "numbers": {}, "opt": 0, "loc": "train.py:21"},
+        {"kind": "step", "opt": 0, "i": 99, "lrs": [0.1]},
+    ]
+    return Record(record.events + events)
+
+
+NEVER_SAVED = resumes().replace(SAVE, "")
+
+
+class TestNeverSaved:
+    @pytest.mark.parametrize(
+        ("optimizer", "momentum", "lost"),
+        [
+            ("SGD", 0.9, "the moments of SGD or the schedule"),
+            ("Adam", 0.0, "the moments of Adam or the schedule"),
+            ("SGD", 0.0, "the schedule"),
+        ],
+    )
+    def test_the_epoch_alone_comes_back(self, optimizer: str, momentum: float, lost: str):
+        found = problems(checkpoint.resume_loses_state, trained(NEVER_SAVED, optimizer, momentum))
+        assert [(f.message, f.status) for f in found] == [
+            (f"resuming brings back the epoch, but not {lost}", Status.WARN)
+        ]
+
+    def test_nothing_was_stepped_or_saved_yet(self):
+        events = [e for e in trained(NEVER_SAVED).events if e["kind"] not in ("save", "step", "scheduler")]
+        code = NEVER_SAVED + "    torch.save({'model': model.state_dict(), 'epoch': epoch}, path)\n"
+        events = [{**e, "text": "import torch\n" + code} if e["kind"] == "source" else e for e in events]
+        record = Record([*events, {"kind": "scheduler_unused", "cls": "StepLR", "opt": 0}])
+        (found,) = problems(checkpoint.resume_loses_state, record)
+        assert found.message.endswith("not the moments of SGD or the schedule")
+
+    def test_the_schedule_goes_by_the_epoch(self):
+        code = resumes(given="epoch").replace(SAVE, "")
+        (found,) = problems(checkpoint.resume_loses_state, trained(code))
+        assert found.message.endswith("not the moments of SGD")
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            NEVER_SAVED.replace("range(start_epoch, 100)", "range(100)"),
+            NEVER_SAVED.replace('start_epoch = ckpt["epoch"]', 'print(ckpt["epoch"])'),
+            NEVER_SAVED + "torch.save([optimizer.state_dict(), scheduler.state_dict()], 'state.pt')\n",
+            NEVER_SAVED.replace("import argparse", "import argparse, lightning"),
+        ],
+    )
+    def test_it_does_not_resume_or_saves_them_elsewhere(self, code: str):
+        assert problems(checkpoint.resume_loses_state, trained(code)) == []
+
+    def test_nothing_that_is_lost(self):
+        code = resumes(given="epoch").replace(SAVE, "")
+        assert problems(checkpoint.resume_loses_state, trained(code, momentum=0.0)) == []
+
+    def test_the_optimizer_is_in_another_file(self):
+        record = trained(NEVER_SAVED)
+        record.events[0]["content"] = kept("optimizer")
+        assert problems(checkpoint.resume_loses_state, record) == []
+
+    def test_a_second_start_has_the_last_word(self):
+        record = trained(NEVER_SAVED)
+        judged = {"kind": "resume", "lost": [], "back": []}
+        assert problems(checkpoint.resume_loses_state, Record([*record.events, judged])) == []
+        skipped = {"kind": "resume", "skipped": "no time"}
+        assert len(problems(checkpoint.resume_loses_state, Record([*record.events, skipped]))) == 1
+
+
+def numbered(plus: int = 0, middle: bool = False, start: int = 0) -> Run:
+    """A run that saves weights and the number of the epoch, after its training or in the middle of it."""
+    run = Run(3)
+    run.put("loop", start=start, stop=start + 3)
+    for event in run.events:
+        if event["kind"] == "save":
+            number = {"kind": "value", "value": start + event["epoch"] + plus}
+            event["content"] = {"kind": "dict", "type": "dict", "keys": {"model": WEIGHTS, "epoch": number}}
+    if middle:
+        saves = {e["epoch"]: e for e in run.events if e["kind"] == "save"}
+        run.drop("save")
+        place = next(n for n, e in enumerate(run.events) if e["kind"] == "step" and e["epoch"] == 1)
+        run.events.insert(place, saves[1])
+    return run
+
+
+class TestFinishedEpochAgain:
+    def found(self, run: Run, code: str = NEVER_SAVED, *events: tuple[str, dict[str, Any]]) -> list[Finding]:
+        run.more("source", path="train.py", text="import torch\n" + code)
+        for kind, fields in events:
+            run.more(kind, **fields)
+        return problems(checkpoint.resume_goes_back, run.record())
+
+    @pytest.mark.parametrize("start", [0, 1])
+    def test_the_number_of_the_finished_epoch(self, start: int):
+        found = self.found(numbered(start=start))
+        assert [f.measured.partition(";")[0] for f in found] == ["start_epoch = ckpt['epoch']"]
+        assert "trains an epoch again" in found[0].message
+
+    def test_a_second_start_that_could_not_be_judged(self):
+        event = {"lost": [], "back": [], "back_skipped": "it failed"}
+        assert len(self.found(numbered(), NEVER_SAVED, ("resume", event))) == 1
+
+    @pytest.mark.parametrize(
+        ("run", "code"),
+        [
+            (numbered(plus=1), NEVER_SAVED),  # the number of the next epoch
+            (numbered(), resumes(plus=" + 1")),
+            (numbered(), NEVER_SAVED.replace("range(start_epoch,", "range(start_epoch + 1,")),
+            (numbered(), NEVER_SAVED.replace("optimizer =", "start_epoch += 1\noptimizer =", 1)),
+            (numbered(middle=True), NEVER_SAVED),
+            (numbered(), NEVER_SAVED.replace("range(start_epoch, 100)", "range(100)")),
+        ],
+    )
+    def test_the_next_epoch_or_not_for_sure(self, run: Run, code: str):
+        assert self.found(run, code) == []
+
+    def test_a_second_start_has_the_last_word(self):
+        assert self.found(numbered(), NEVER_SAVED, ("resume", {"lost": [], "back": []})) == []
+
+
+TRAINS = """
+def train(n):
+    for x, y in loader:
+        loss(model(x), y).backward()
+def test(n):
+    state = {'model': model.state_dict(), 'epoch': n{saved}}
+    torch.save(state, path)
+"""
+
+
+class TestFinishedEpochBeforeAnythingWasSaved:
+    def found(self, code: str, saved: str = "") -> list[Finding]:
+        text = "import torch\n" + TRAINS.replace("{saved}", saved) + code
+        return problems(checkpoint.resume_goes_back, Record([{"kind": "source", "path": "train.py", "text": text}]))
+
+    def code(self, body: str = "train(epoch)\n    test(epoch)") -> str:
+        return NEVER_SAVED.replace("train(epoch)", body)
+
+    @pytest.mark.parametrize("more", ["", "\n    log({'epoch': epoch + 1})"])
+    def test_it_is_saved_after_its_training(self, more: str):
+        assert len(self.found(self.code("train(epoch)\n    test(epoch)" + more))) == 1
+
+    @pytest.mark.parametrize(
+        ("body", "saved"),
+        [
+            ("train(epoch)\n    test(epoch)", " + 1"),
+            ("train(epoch)\n    test(epoch + 1)", ""),
+            ("test(epoch)\n    train(epoch)", ""),
+            ("train(epoch)", ""),
+        ],
+    )
+    def test_it_is_not_for_sure(self, body: str, saved: str):
+        assert self.found(self.code(body), saved) == []
+
+
+class TestNotJudged:
+    def test_a_resumed_run_that_failed_is_no_pass_for_its_epochs(self):
+        record = Record([{"kind": "resume", "lost": [], "back": [], "back_skipped": "it failed", "i": 0}])
+        with pytest.raises(NotSeenError, match="it failed"):
+            list(checkpoint.resume_goes_back(record))
+
+    def test_without_python_files_a_second_start_is_judged(self):
+        source = {"kind": "source", "path": "config.yaml", "text": "lr: 0.1", "i": 0}
+        record = Record([source, {"kind": "resume", "lost": [], "back": [], "i": 1}])
+        assert [*checkpoint.resume_loses_state(record), *checkpoint.resume_goes_back(record)] == []
+
+    def test_the_reason_is_kept_when_the_source_is_there(self):
+        record = saved(SAVE + LOAD + REST)
+        event = {"kind": "resume", "skipped": "no time"}
+        for rule in (checkpoint.resume_goes_back, checkpoint.resume_loses_state):
+            with pytest.raises(NotSeenError, match="no time"):
+                list(rule(Record([*record.events, event])))
 
 
 class TestUnsafe:

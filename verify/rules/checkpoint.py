@@ -10,6 +10,14 @@ from typing import Any
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import Subject, rule
 from verify.rules.averaging import names_average
+from verify.rules.resuming import (
+    finished_epoch_again,
+    keeps_moments,
+    loads_into_optimizer,
+    never_saved,
+    restored_epochs,
+    saves_of,
+)
 from verify.source import Project, keyword, literal, project_of, text_of
 from verify.trace.record import Event, NotSeenError, Record
 from verify.trace.resumed import BEST, COUNTER, ELSEWHERE
@@ -222,9 +230,11 @@ def resume_loses_state(record: Record) -> Iterator[Finding]:
     of a long run depends on how often it was interrupted.
     Found by: stopping the script after a few epochs and starting it again: learning rate, moments, epochs and weights
     at the first step after that, against those of a run that was not interrupted; after the first resumed epoch, the
-    best result, the patience and the loss of an average. And by reading the source: what the checkpoint holds beside
-    the optimizer's state that is read back, and no code ever takes out of it again.
-    Not an error: scripts that cannot resume.
+    best result, the patience and the loss of an average. A resumed start that fails counts where it fails at or after
+    reading a file that the first one saved. And by reading the source: what the checkpoint holds, and the code that
+    takes optimizer or epoch out of it leaves there; where nothing could be started again, moments and a schedule that
+    are never saved, while the epoch is.
+    Not an error: scripts that cannot resume, and those that load weights alone, to evaluate them or to begin with.
 
     Wrong: `model.load_state_dict(ckpt["model"])` alone
     Right: model, optimizer, scheduler, epoch, best result, averages and random state
@@ -233,6 +243,8 @@ def resume_loses_state(record: Record) -> Iterator[Finding]:
     try:
         lost = _resume(record).get("lost", [])
     except NotSeenError:
+        if not forgotten and (project := _source(record)):
+            forgotten = [*never_saved(record, project)]
         if not forgotten:
             raise
         lost = []
@@ -242,18 +254,32 @@ def resume_loses_state(record: Record) -> Iterator[Finding]:
         yield from forgotten
 
 
+def _source(record: Record) -> Project | None:
+    try:
+        return project_of(record)
+    except NotSeenError:
+        return None
+
+
 def _never_read_back(record: Record) -> Iterator[Finding]:
-    """State that is saved beside the optimizer's, and that the code which restores the latter leaves where it is."""
-    saves = [e for e in record.of("save") if _optimizer_keys(e["content"])]
-    if not saves:
+    """State that is saved, and that the code which restores the optimizer or the epoch leaves where it is."""
+    project = _source(record)
+    saves = [e for e in saves_of(record, project) if _optimizer_keys(e["content"])] if project else []
+    if not saves or project is None:
         return
     content = saves[-1]["content"]["keys"]
-    project = project_of(record)
     reads = _constant_reads(project)
-    if not any(key in reads for key in _optimizer_keys(saves[-1]["content"])) or _reads_hidden(project, reads, content):
+    states = _optimizer_keys(saves[-1]["content"])
+    if _reads_hidden(project, reads, content):
         return
     mentioned = {word for e in record.of("sibling") for word in re.findall(r"\w+", e["text"])}
     lost = [key for key, inner in content.items() if _is_state(key, inner) and key not in reads]
+    restores_optimizer = any(key in reads for key in states)
+    if not restores_optimizer:
+        if loads_into_optimizer(project) or not restored_epochs(record, project, content):
+            return
+        seen = bool(record.of("save")) or keeps_moments(record)  # else the source says so, not the state itself
+        lost = [key for key in states if seen and content[key]["keys"].get("entries")] + lost
     lost = [key for key in lost if not set(re.findall(r"\w+", key)) & mentioned]
     if lost:
         heavy = any(content[key]["kind"] != "value" for key in lost)
@@ -264,7 +290,8 @@ def _never_read_back(record: Record) -> Iterator[Finding]:
             message=f"the checkpoint holds {shortlist(lost)}, and the code that resumes from it leaves "
             f"{'it' if len(lost) == 1 else 'them'} out",
             location=saves[-1]["loc"],
-            hint="restore it beside the optimizer's state",
+            hint=f"restore {'it' if len(lost) == 1 else 'them'} beside "
+            f"{'the state of the optimizer' if restores_optimizer else 'weights and epoch'}",
         )
 
 
@@ -329,13 +356,25 @@ def resume_goes_back(record: Record) -> Iterator[Finding]:
     """A resumed run starts from an older state than the last.
 
     Why it matters: epochs are trained twice, and the number of epochs, the schedule and the logs no longer fit.
-    Found by: stopping the script after a few epochs and starting it again: the epoch that it begins with.
+    Found by: stopping the script after a few epochs and starting it again: the epoch that it begins with. Where that
+    was not possible, by the number that was saved when an epoch was complete, and a loop that begins with the same.
     Not an error: repeating the epoch that was interrupted in its middle.
 
     Wrong: resuming from `best.pt`; `start_epoch = ckpt["epoch"]` when that epoch is complete
     Right: resuming from `last.pt`; `start_epoch = ckpt["epoch"] + 1`
     """
-    for finding in _resume(record).get("back", []):
+    try:
+        event = _resume(record)
+        if event.get("back_skipped"):
+            raise NotSeenError(event["back_skipped"])
+    except NotSeenError:
+        project = _source(record)
+        seen = [*finished_epoch_again(record, project)] if project else []
+        if not seen:
+            raise
+        yield from seen
+        return
+    for finding in event.get("back", []):
         yield Finding(**finding)
 
 

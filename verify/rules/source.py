@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from verify.rules.source_checkpoint import best_flag_ignored
 from verify.rules.source_gradients import gradient_norm_of_last_batch, gradient_test_passes_for_zeros
 from verify.rules.source_images import batch_wide_augmentation, bgr_image, statistics_constants
 from verify.rules.source_library import (
@@ -24,6 +25,7 @@ from verify.rules.source_loop import (
 )
 
 __all__ = [
+    "best_flag_ignored",
     "batch_wide_augmentation",
     "bgr_image",
     "comparison_for_assignment",

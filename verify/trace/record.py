@@ -109,7 +109,7 @@ class Record:
     def __init__(self, events: list[Event]) -> None:
         self.events = _renamed(events)
         self._kinds: dict[str, list[Event]] = defaultdict(list)
-        for event in events:
+        for event in self.events:
             self._kinds[event["kind"]].append(event)
 
     @classmethod

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from verify.trace.record import Record
+from verify.trace.record import Event, Record
+from verify.trace.restart import Plan, Restart, plan, restart, worth
 from verify.trace.resumed import lost_average, lost_values
 
-RESUME_OPTION = re.compile(r"resume|restore|continue|ckpt|checkpoint|load")
-RESUME_WORDS = re.compile(r"resum|start_epoch|restore|continu(e|ing)\b.*\b(from|where)|ckpt_path", re.IGNORECASE)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-LATEST_STOP = 12
 REPEATED_STEPS = 20
-SLOW_RUN = 0.5  # of the time for the whole verdict
+RESUMED_EPOCHS = 2
+MARGIN = 1.3  # a second start takes no longer than the first, but another program may begin beside it
+NO_TIME = "there was no time to start the script again"
 
 
 def try_resume(ended: Any, command: list[str], start: Any, cut: Any, left: float) -> list[dict[str, Any]]:
@@ -33,61 +32,76 @@ def try_resume(ended: Any, command: list[str], start: Any, cut: Any, left: float
     whole = Record(ended.events)
     if not whole.steps:
         return []
-    if ended.seconds > SLOW_RUN * cut.timeout or left < 1.2 * min(ended.seconds, 20.0):
-        reason = "there was no time to start the script again"
-        return [{"kind": "repeat", "skipped": reason}, {"kind": "resume", "skipped": reason}]
-    stop = _stop(whole)
-    short = replace(cut, probe_seconds=0.0, soft_seconds=left / 2, timeout=left / 2)
+    planned = plan(whole)
+    after = MARGIN * _seconds(whole, RESUMED_EPOCHS, ended.seconds / 3 / MARGIN)  # what the resumed run needs
     began = time.monotonic()
-    limits = {"stop_after": stop} if stop else {"stop_steps": REPEATED_STEPS}
-    first, mirror = start(command, replace(short, **limits), None)
-    found = [_compare(whole, Record(first.events))]
-    if not stop:
-        return [*found, {"kind": "resume", "skipped": "the script saves nothing that it could resume from"}]
-    if left - (time.monotonic() - began) < ended.seconds / 3:
-        return [*found, {"kind": "resume", "skipped": "there was no time to start the script again"}]
-    again = _resuming(command, whole, Record(first.events))
-    second, _ = start(again, replace(short, stop_after=2), mirror)
-    return [*found, _judge(whole, Record(first.events), second, stop, again != command)]
+    if planned.stop and left < MARGIN * _seconds(whole, planned.stop, ended.seconds):
+        planned = Plan(reason=NO_TIME)
+    if not planned.stop:
+        if left < MARGIN * _seconds(whole, 0, ended.seconds):
+            return [{"kind": "repeat", "skipped": NO_TIME}, _skipped(planned.reason)]
+        first, _ = start(command, replace(_within(cut, left), stop_steps=REPEATED_STEPS), None)
+        return [_compare(whole, Record(first.events)), _skipped(planned.reason)]
+    ended_first, mirror = start(
+        command, replace(_within(cut, left - min(left / 2, after)), stop_after=planned.stop), None
+    )
+    first = Record(ended_first.events)
+    found = [_compare(whole, first)]
+    left -= time.monotonic() - began
+    again = restart(command, whole, first, getattr(mirror, "copy", None))
+    reason = _stopped_elsewhere(first, planned.stop) or again.reason
+    if not reason and left < after:
+        reason = NO_TIME
+    if reason:
+        return [*found, _skipped(reason)]
+    second, _ = start(again.command, replace(_within(cut, left), stop_after=RESUMED_EPOCHS), mirror)
+    return [*found, _judge(whole, first, second, planned.stop, again)]
 
 
-def _stop(record: Record) -> int:
-    """After how many epochs to stop, so that there is a checkpoint, and the best is not the last; 0 for not at all."""
-    saves = [e for e in record.of("save") if not e["fast"]]
-    words = any(RESUME_WORDS.search(text) for path, text in record.sources.items() if path.endswith(".py"))
-    if not saves or not (words or _option(record)) or len(record.epochs) < 3:
-        return 0
-    first = min(e["epoch"] for e in saves) + 1
-    best = {e["epoch"] + 1 for e in saves if "best" in e["path"].lower()}
-    latest = min(LATEST_STOP, len(record.epochs) - 1)
-    for epochs in range(max(2, first), latest + 1):
-        if best and epochs not in best and min(best) < epochs:
-            return epochs
-    return max(2, first) if max(2, first) <= latest else 0
+def _within(cut: Any, seconds: float) -> Any:
+    return replace(cut, probe_seconds=0.0, soft_seconds=seconds, timeout=seconds)
 
 
-def _option(record: Record) -> dict[str, Any] | None:
-    """The command line option that resumes, if there is one."""
-    for event in record.of("argparse"):
-        options = [o for o in event["options"] if o["flags"]]
-        for word in ("resume", "restore", "continue", "ckpt", "checkpoint", "load"):
-            for option in options:
-                if any(word in flag for flag in option["flags"]) and "dir" not in option["dest"]:
-                    return dict(option)
-    return None
+def _skipped(reason: str) -> dict[str, Any]:
+    return {"kind": "resume", "skipped": reason}
 
 
-def _resuming(command: list[str], whole: Record, first: Record) -> list[str]:
-    option = _option(whole)
-    if option is None or any(flag in command for flag in option["flags"]):
-        return command
-    flag = max(option["flags"], key=len)
-    if not option["takes_value"]:
-        return [*command, flag]
-    paths = list(dict.fromkeys(e["path"] for e in first.of("save")))
-    named = [p for p in paths if any(word in Path(p).name.lower() for word in ("last", "latest"))]
-    last = named or [p for p in paths if "best" not in Path(p).name.lower()] or paths
-    return [*command, flag, last[-1]] if last else command
+def _seconds(whole: Record, epochs: int, otherwise: float) -> float:
+    """What a start needs: to the end of some epochs, or to the step up to which losses are compared.
+
+    Args:
+        otherwise: where the record does not say when something happened.
+    """
+    if epochs:
+        numbers = {one.begin for one in whole.epochs[epochs : epochs + 1]}
+        ends = [e for e in whole.of("iter_begin") if e.get("i") in numbers]
+    else:
+        ends = whole.steps[:REPEATED_STEPS][-1:]
+    seen = ends[0].get("t") if ends else None
+    return float(seen) if seen is not None else min(otherwise, 20.0)
+
+
+def _stopped_elsewhere(first: Record, stop: int) -> str:
+    """Why the run that was to be stopped after some epochs is none to resume; empty if it is."""
+    crash = first.of("crash")
+    if crash:
+        return f"the second start ended with an error: {_error(crash[0])}"
+    if any(e["why"] == "time" for e in first.of("ended")) or _trained(first) < stop:
+        return f"time was up before the second start had seen {stop} epochs"
+    if any(e["epoch"] < stop for e in first.of("fast")):
+        return f"the second start was too slow to train {stop} epochs in full"
+    return ""
+
+
+def _trained(record: Record) -> int:
+    """Passes over loaders that were trained on, which is what a stop counts."""
+    return sum(one.role == "train" for one in record.iterations)
+
+
+def _error(crash: Event) -> str:
+    """The first line of an error; a KeyError has its lines between quotes."""
+    message = ANSI.sub("", crash["message"]).split("\\n")[0]
+    return f"{crash['error']}: {message}"[:300]
 
 
 def _values(record: Record) -> list[Any]:
@@ -113,44 +127,87 @@ def _compare(whole: Record, again: Record) -> dict[str, Any]:
     }
 
 
-def _judge(whole: Record, first: Record, second: Any, stop: int, asked: bool) -> dict[str, Any]:
+def _judge(whole: Record, first: Record, second: Any, stop: int, again: Restart) -> dict[str, Any]:
     record = Record(second.events)
-    loaded = [e for e in record.of("weights_loaded") if e["step"] == 0]
+    read = _own_loads(first, record)
     if not record.steps:
-        log = [line for line in second.log.strip().splitlines() if line.strip()]
-        crash = record.of("crash")
-        if crash and (asked or loaded or record.of("load")):
-            error = crash[0]
-            finding = {
-                "measured": ANSI.sub("", f"{error['error']}: {error['message']}")[:300],
-                "expected": "training goes on",
-                "message": f"the script cannot be resumed after {stop} epochs",
-                "location": error["loc"],
-                "hint": "load the checkpoint that the script itself writes, with weights_only in mind",
-            }
-            return {"kind": "resume", "lost": [finding], "back": []}
-        return {"kind": "resume", "skipped": f"the second start did not train; it last said: {(log or [''])[-1][:120]}"}
-    if not loaded:
-        if asked:
-            finding = {
-                "measured": "no weights are loaded",
-                "expected": "the weights of the checkpoint",
-                "message": "the option to resume is there and loads nothing into the model",
-                "location": record.steps[0]["loc"],
-                "hint": "load_state_dict for model, optimizer and scheduler",
-            }
-            return {"kind": "resume", "lost": [finding], "back": []}
-        return {"kind": "resume", "skipped": "the script does not load what it has saved before it trains"}
-    return {"kind": "resume", **_findings(whole, first, record, stop, loaded[0]["loc"])}
+        return _without_a_step(first, record, second.log, stop, again)
+    loaded = [e for e in record.of("weights_loaded") if e["step"] == 0]
+    fresh = _epoch_of(*_prints(whole, first, record), stop) == 0
+    if loaded or (read and not fresh):  # a pickled module, and weights that are copied by hand, are loaded as well
+        return {"kind": "resume", **_findings(whole, first, record, stop, (loaded or read)[0]["loc"])}
+    if not again.asked:
+        return _skipped("the script does not load what it has saved before it trains")
+    if not read and (again.file or not again.is_said):
+        given = f"{again.option} {again.file}".strip()
+        return _skipped(f"the second start, with {given}, loaded nothing; the option may mean something else")
+    finding = {
+        "measured": "no weights are loaded",
+        "expected": "the weights of the checkpoint",
+        "message": "the option to resume is there and loads nothing into the model",
+        "location": record.steps[0]["loc"],
+        "hint": "load_state_dict for model, optimizer and scheduler",
+    }
+    return _broken(finding, "the resumed run started from nothing")
+
+
+def _broken(finding: dict[str, str], reason: str) -> dict[str, Any]:
+    """The `resume` event of a start from which nothing can be said about epochs."""
+    return {"kind": "resume", "lost": [finding], "back": [], "back_skipped": reason}
+
+
+def _own_loads(first: Record, again: Record) -> list[Event]:
+    """Where the resumed run read a file that the stopped one had written."""
+    paths = {e["path"] for e in first.of("save")}
+    shapes = [_keys(e["content"]) for e in first.of("save")]
+    return [
+        e
+        for e in again.of("load")
+        if e["step"] == 0 and (e["path"] in paths or (e["path"] is None and _keys(e["content"]) in shapes))
+    ]
+
+
+def _keys(content: Any) -> Any:
+    """What tells checkpoints apart whose files have no names: in memory, in archives."""
+    if isinstance(content, dict) and content.get("kind") == "dict":
+        return set(content["keys"])
+    return content.get("first") if isinstance(content, dict) else None
+
+
+def _without_a_step(first: Record, record: Record, log: str, stop: int, again: Restart) -> dict[str, Any]:
+    """A resumed run that trained nothing: a finding where it failed on what it had saved itself, else the reason."""
+    crash = record.of("crash")
+    if not crash:
+        if any(e["why"] == "time" for e in record.of("ended")):
+            return _skipped("time was up before the resumed run had made a step")
+        said = [line.strip() for line in ANSI.sub("", log).splitlines() if line.strip()]
+        return _skipped(f"the second start did not train; it last said: {(said or [''])[-1][:120]}")
+    error = crash[0]
+    paths = {e["path"] for e in first.of("save")}
+    refused = [e for e in record.of("load_failed") if e["path"] in paths and e["error"] == error["error"]]
+    read = _own_loads(first, record)
+    if not refused and not read:
+        return _skipped(f"the second start failed before it read a checkpoint: {_error(error)}")
+    if not refused and again.file and not worth(again.content):
+        return _skipped(f"{again.file} holds weights alone, and the second start failed for it: {_error(error)}")
+    finding = {
+        "measured": _error(error),
+        "expected": "training goes on",
+        "message": f"the script cannot be resumed after {stop} epochs",
+        "location": error["loc"],
+        "hint": "load the checkpoint that the script itself writes, with weights_only in mind"
+        if refused
+        else "resume once by hand: the checkpoint must hold what this line needs",
+    }
+    return _broken(finding, "the resumed run failed before its first step")
 
 
 def _findings(whole: Record, first: Record, again: Record, stop: int, place: str) -> dict[str, Any]:
     lost: list[dict[str, str]] = []
     back: list[dict[str, str]] = []
     main = whole.main_optimizer or 0
-    prints = [e for e in whole.of("weights") if e["opt"] == main]
-    now = next((e for e in again.of("weights")), None)
-    at = _epoch_of(prints, now, stop)
+    prints, earlier, now = _prints(whole, first, again)
+    at = _epoch_of(prints, earlier, now, stop)
     if at is not None and at < stop:
         back.append(
             {
@@ -179,15 +236,29 @@ def _findings(whole: Record, first: Record, again: Record, stop: int, place: str
         offset = prints[reached]["step"]
         lost += lost_values(whole, first, again, offset, place)
         lost += lost_average(whole, again, offset, place)
-    return {"lost": lost, "back": back, "stop": stop, "at": at}
+    found = {"lost": lost, "back": back, "stop": stop, "at": at}
+    if at is None and _epoch_loop(again) is None:
+        found["back_skipped"] = "neither weights nor a loop over epochs show where the resumed run begins"
+    return found
 
 
-def _epoch_of(prints: list[dict[str, Any]], now: dict[str, Any] | None, stop: int) -> int | None:
-    """After how many epochs of the whole run the weights were those that the resumed run starts with."""
-    if now is None:
-        return None
-    match = [n for n, e in enumerate(prints[: stop + 1]) if e["sum"] == now["sum"]]
-    return match[-1] if match else None
+def _prints(whole: Record, first: Record, again: Record) -> tuple[list[Event], list[Event], Event | None]:
+    """The checksums of the weights at the first step of each epoch, and the first one of the resumed run."""
+    main = whole.main_optimizer or 0
+    prints = [[e for e in record.of("weights") if e["opt"] == main] for record in (whole, first, again)]
+    return prints[0], prints[1], next(iter(prints[2] or again.of("weights")), None)
+
+
+def _epoch_of(prints: list[Event], earlier: list[Event], now: Event | None, stop: int) -> int | None:
+    """After how many epochs the weights were those that the resumed run starts with.
+
+    Where two runs are not the same, the stopped one still tells whether it was an epoch before its last.
+    """
+    for known in (prints[: stop + 1], earlier[:stop]) if now is not None else ():
+        match = [n for n, e in enumerate(known) if now is not None and e["sum"] == now["sum"]]
+        if match:
+            return match[-1]
+    return None
 
 
 def _lost_schedule(whole: Record, again: Record, reached: int, place: str) -> list[dict[str, str]]:

@@ -177,12 +177,23 @@ def _hook_load(recorder: Any) -> None:
         path = _path(f)
         if recorder.session.settings["fake_cuda"]:
             options["map_location"] = "cpu"
-        result = original(f, *args, **options)
+        try:
+            result = original(f, *args, **options)
+        except Exception as error:
+            if _active(recorder):
+                _note_failed_load(recorder, path, error)
+            raise
         if _active(recorder):
             _note_load(recorder, path, options, result)
         return result
 
     torch.load = load
+
+
+@quiet
+def _note_failed_load(recorder: Any, path: Any, error: Exception) -> None:
+    known = recorder.session.places.original(os.path.realpath(path)) if isinstance(path, str) else None
+    recorder.emit("load_failed", path=known, error=type(error).__name__, step=recorder.step, loc=recorder.here())
 
 
 @quiet
