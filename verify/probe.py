@@ -62,6 +62,8 @@ DIFFERENCE_STEPS = (1e-7, 1e-6)
 DIFFERENCE_TOLERANCE = 0.01
 SECANT_STEP = 1e-3
 TENSORS_COMPARED = 24
+# Of those that disagree, so many are looked at along so many directions; up to this share may be left out on purpose.
+TENSORS_MEASURED, DIRECTIONS, LARGEST_MEANT = 3, 6, 0.25
 # Noise on every parameter: freshly initialised networks stand exactly on kinks (relu(0 + 0 * x) behind a
 # zero-initialised branch), where a central difference sees half a slope and autograd none.
 OFF_THE_KINKS = 0.01
@@ -176,7 +178,8 @@ class GradientComparison:
     """Autograd against finite differences.
 
     `wrong` names the parameters where they disagree, `staircase` those where they disagree because the loss jumps, as a
-    rounding with a straight-through estimator makes it do on purpose.
+    rounding with a straight-through estimator makes it do on purpose. `missing` estimates what autograd leaves out of
+    the gradient of the worst of them, relative to its length.
     """
 
     autograd: float
@@ -184,11 +187,12 @@ class GradientComparison:
     wrong: list[str]
     staircase: list[str]
     reason_skipped: str = ""
+    missing: float = 0.0
 
     @property
     def is_large(self) -> bool:
         """Whether the two differ by more than what a part of the model that is held fixed on purpose explains."""
-        return abs(self.autograd - self.difference) > max(abs(self.autograd), abs(self.difference)) / 3
+        return self.missing > LARGEST_MEANT
 
 
 class ModelProbe:
@@ -842,7 +846,8 @@ class ModelProbe:
         return self._disagreement(slope, names, deadline)
 
     def _disagreement(self, slope: _Slope, names: list[str], deadline: float) -> GradientComparison:
-        wrong, staircase = [], []
+        wrong: dict[str, float] = {}
+        staircase = []
         worst = (0.0, 0.0)
         for name in names[:: math.ceil(len(names) / TENSORS_COMPARED)]:
             if time.monotonic() > deadline:
@@ -855,9 +860,10 @@ class ModelProbe:
             if abs(slope.secant([name], 2) - difference) > abs(difference - autograd) / 4:
                 staircase.append(name)
                 continue
-            wrong.append(name)
+            wrong[name] = abs(autograd - difference)
             worst = max(worst, (autograd, difference), key=lambda pair: abs(pair[0] - pair[1]))
-        return GradientComparison(*worst, wrong, staircase)
+        missing = slope.missing_share(sorted(wrong, key=lambda name: -wrong[name])[:TENSORS_MEASURED])
+        return GradientComparison(*worst, list(wrong), staircase, missing=missing)
 
 
 class _Slope:
@@ -897,6 +903,16 @@ class _Slope:
         autograd = sum((g * d).sum().item() for g, d in products if g is not None)
         near, far = (self._difference(direction, step) for step in DIFFERENCE_STEPS)
         return autograd, near, _close(near, far)
+
+    def missing_share(self, names: list[str]) -> float:
+        """|autograd's gradient - the slope| / |the slope|, from random directions in each of a few parameters."""
+        errors = slopes = 0.0
+        for name in names:
+            for seed in range(2, 2 + DIRECTIONS):
+                autograd, difference, _ = self.compare([name], seed)
+                errors += (autograd - difference) ** 2
+                slopes += difference**2
+        return math.sqrt(errors / slopes) if slopes else 0.0
 
     def secant(self, names: list[str], seed: int) -> float:
         """The slope over a longer stretch of the same direction; a smooth loss has nearly the same one."""

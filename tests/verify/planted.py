@@ -751,7 +751,23 @@ class WideLinear(nn.Module):
         return self.head(x.flatten(1))
 
 
+class CentredByRunningMean(Base):
+    """Features less a centre that follows the batch in training, and through which no gradient is meant to go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(8, 1, 1))
+
+    def features(self, x: Tensor) -> Tensor:
+        features = super().features(x)
+        if self.training:
+            with torch.no_grad():
+                self.centre.lerp_(features.mean(dim=(0, 2, 3))[:, None, None], 0.1)
+        return features - self.centre
+
+
 HEALTHY: list[type[nn.Module]] = [
+    CentredByRunningMean,
     RowsAsSequence,
     DeepPlain,
     FastPathEncoder,
