@@ -356,6 +356,11 @@ def constant_inputs() -> Run:
     return scaled(lambda x: (x - 125.3) / 63.0)
 
 
+def constant_inputs_of_apart_channels() -> Run:
+    shift, scale = torch.tensor([125.3, 123.0, 113.9]).view(3, 1, 1), torch.tensor([63.0, 62.1, 66.7]).view(3, 1, 1)
+    return scaled(lambda x: (x - shift) / scale)
+
+
 def swapped_constants() -> Run:
     swapped = [0.247, 0.243, 0.262], [0.491, 0.482, 0.447]
     bright = PICTURES * 0.3 + 0.5  # mean and std near (swapped[1], swapped[0])
@@ -579,6 +584,7 @@ PLANTED = [
     (overlapping_lists, "DAT207", Status.FAIL),
     (unscaled, "DAT209", Status.FAIL),
     (constant_inputs, "DAT209", Status.FAIL),
+    (constant_inputs_of_apart_channels, "DAT209", Status.FAIL),
     (swapped_constants, "DAT209", Status.FAIL),
     (odd_constants, "DAT209", Status.WARN),
     (normalize_missing, "DAT210", Status.FAIL),

@@ -14,6 +14,7 @@ from verify.trace.record import NotSeenError, Record
 # Inputs. Pictures in [0, 1] have a standard deviation of about 0.25, normalised ones of about 1.
 LARGE_INPUT = 20.0
 NO_RANGE = 0.05
+NARROW_RANGE, NO_SPREAD = 0.5, 0.02
 MEAN_LIMIT = 1.0
 STD_LIMITS = (0.3, 5.0)
 IMAGENET_RANGE = (-2.2, 2.7)
@@ -90,8 +91,9 @@ def _scale_problem(made: Json, stats: Json, varying: bool) -> tuple[Status, str,
             "the pictures reach the first layer unscaled",
             "divide by 255 (ToTensor does it for uint8 only), then normalise",
         )
-    if high - low < NO_RANGE and made["n"] >= 8:
-        if measured_inside and first["max"] - first["min"] >= NO_RANGE:
+    narrow = high - low < NARROW_RANGE and max(made["std"]) < NO_SPREAD  # channels may stand apart
+    if (high - low < NO_RANGE or narrow) and made["n"] >= 8:
+        if measured_inside and first["max"] - first["min"] >= (NO_RANGE if not narrow else 2 * (high - low)):
             return None
         return (
             Status.FAIL,

@@ -528,9 +528,9 @@ def _kind_by_name(record: Record, call: Event) -> str:
     if len(steps) != 1:
         return ""
     given = steps[0].args[0]
-    name = text_of(given.slice) if isinstance(given, ast.Subscript) else None
-    name = name or getattr(given, "attr", "") or getattr(given, "id", "")
-    higher, lower = HIGHER.search(name.lower()), LOWER.search(name.lower())
+    key = text_of(given.slice) if isinstance(given, ast.Subscript) else ""
+    name = str(key or getattr(given, "attr", "") or getattr(given, "id", "")).lower()
+    higher, lower = HIGHER.search(name), LOWER.search(name)
     return "" if bool(higher) == bool(lower) else "accuracy" if higher else "loss"
 
 

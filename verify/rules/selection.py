@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
@@ -16,6 +16,7 @@ BEST = re.compile(r"(^|_)(best|lowest|highest)(_|$)|^best", re.IGNORECASE)
 # What is best of these is no measure of the model.
 OTHER = re.compile(r"epoch|step|iter|idx|index|path|file|state|model|weight|thr|param|lr|seed|fold|name", re.IGNORECASE)
 LIMIT = re.compile(r"patien|max_?(bad|wait|stale|no_?improv)|early_?stop|stop_?after|tolerance", re.IGNORECASE)
+CONSTRUCTORS = ("__init__", "__post_init__", "setup", "on_train_start", "on_fit_start")
 FEWEST = 4
 Place = ast.Name | ast.Attribute
 
@@ -28,27 +29,22 @@ def _assignments(project: Project, place: Place) -> list[ast.stmt]:
     """Every statement that gives a variable or an attribute a value: in its function, or in any method."""
     name = _word(place)
     own = project.scope(place) if isinstance(place, ast.Name) else None
-    shared = own is not None and any(name in node.names for node in project.nodes(ast.Global, ast.Nonlocal))
+    declared = [*(n.names for n in project.nodes(ast.Global)), *(n.names for n in project.nodes(ast.Nonlocal))]
+    shared = own is not None and any(name in names for names in declared)
     found: list[ast.stmt] = []
-    for node in project.nodes(ast.Assign, ast.AnnAssign, ast.AugAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        for target in [inner for one in targets for inner in ast.walk(one)]:
-            same = type(target) is type(place) and _word(target) == name and isinstance(target.ctx, ast.Store)
-            if same and (own is None or shared or project.scope(node) is own):
-                found.append(node)
+    for target in project.nodes(type(place)):
+        if _word(target) != name or not isinstance(target.ctx, ast.Store):
+            continue
+        statement = next(up for up in project.ancestors(target) if isinstance(up, ast.stmt))
+        if own is None or shared or project.scope(statement) is own:
+            found.append(statement)
     return found
 
 
 def _begins(project: Project, statement: ast.stmt) -> bool:
     """Whether an assignment only sets a start: in a constructor, or outside of any loop of its function."""
     function = project.function(statement)
-    if function is not None and function.name in (
-        "__init__",
-        "__post_init__",
-        "setup",
-        "on_train_start",
-        "on_fit_start",
-    ):
+    if function is not None and function.name in CONSTRUCTORS:
         return True
     around = [node for node in project.ancestors(statement) if isinstance(node, ast.For | ast.While)]
     scope = project.scope(statement)
@@ -196,7 +192,7 @@ def patience_never_reset(record: Record) -> Iterator[Finding]:
         raise NotSeenError("no early stopping of the script's own was found")
 
 
-def _under_condition(project: Project, statements: list[ast.stmt]) -> bool:
+def _under_condition(project: Project, statements: Sequence[ast.stmt]) -> bool:
     """Whether a counter grows only sometimes; one that grows in every epoch counts epochs."""
     return all(
         any(
