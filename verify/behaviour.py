@@ -107,7 +107,7 @@ class Behaviour:
     def late_parameters(self) -> list[str]:
         """Names of parameters that a fresh model lacks and that it has after its first forward pass."""
         probe = self.probe
-        model = probe._build(0).to(probe.device)
+        model = probe._build(1).to(probe.device)
         before = {name for name, _ in model.named_parameters()}
         with torch.no_grad():
             probe.forward(model.eval(), probe.images(2), "in eval mode")
@@ -125,7 +125,7 @@ class Behaviour:
         if same_parameters(self.probe.model, self.probe.other_build):
             return []  # two copies of one model that may have run
         try:
-            model = self.probe._build(0).eval().to("meta")
+            model = self.probe._build(1).eval().to("meta")
         except Exception:
             return []
         x = torch.empty(2, *self.probe.input_size, device="meta")
@@ -266,7 +266,7 @@ class Behaviour:
         """Whether the logits stay bit for bit what they are when the pictures change by very little."""
         from verify.probe import DIRECTION_SEED, EVAL_BATCH, seed_everything
 
-        model = self.probe.trained_model or self.probe.model
+        model = self.probe.exercised_model
         model.eval()
         x = self.probe.images(EVAL_BATCH)
         generator = torch.Generator().manual_seed(DIRECTION_SEED - 2)
@@ -292,7 +292,7 @@ class Behaviour:
     def _other_in_eval(self) -> float:
         from verify.probe import EVAL_BATCH, all_logits, generators, seed_everything, without_dropout
 
-        trained = self.probe.trained_model or self.probe.model
+        trained = self.probe.exercised_model
         model = without_dropout(copy.deepcopy(trained))
         x, classes = self.probe.images(EVAL_BATCH), self.probe.num_classes
         swapped = self.probe.images(EVAL_BATCH, seed=1)

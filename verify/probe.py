@@ -665,6 +665,11 @@ class ModelProbe:
         except (ModelRaisedError, UnavailableError):
             return None
 
+    @property
+    def exercised_model(self) -> nn.Module:
+        """A model that is not as built: the one that memorised a batch, if there is one."""
+        return self.trained_model or self.model
+
     def labels(self, batch: int) -> Tensor:
         """(batch,) class indices, as different from each other as possible."""
         return (torch.arange(batch) % max(self.num_classes, 2)).to(self.device)
