@@ -11,6 +11,7 @@ import copy
 import io
 import math
 import random
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from verify.spec import Spec
 from verify.targets import Target, TargetError
 
 if TYPE_CHECKING:
+    from verify.behaviour import Behaviour
     from verify.expectations import Expectations
     from verify.parity import Parity
 
@@ -78,6 +80,8 @@ HEAVY_FORWARD = 1.0
 # Seconds; following every operation costs a few passes more.
 SLOWEST_FOLLOWED = 2.0
 FOLLOWED_BATCH = 2
+# Passes in eval mode of a model that draws numbers there.
+MOST_SEEDS = 40
 # Relative to the largest output; sums in another order differ by far less.
 ORDER_TOLERANCE = 1e-2
 GPU_ROUNDING = 1e-4
@@ -265,6 +269,13 @@ class ModelProbe:
         from verify.expectations import Expectations
 
         return self.__dict__.setdefault("_expectations", Expectations(self))
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """What the model does beyond its first logits."""
+        from verify.behaviour import Behaviour
+
+        return self.__dict__.setdefault("_behaviour", Behaviour(self))
 
     @cached_property
     def other_build(self) -> nn.Module:
@@ -516,13 +527,17 @@ class ModelProbe:
         started = time.monotonic()
         with torch.no_grad(), user_code("in forward in eval mode", FORWARD_RULE):
             seed_everything(0)
+            draws = generators()
             logits = main_logits(model(given))
+            draws_numbers = generators() != draws
         seconds = time.monotonic() - started
         if seconds > HEAVY_FORWARD:
             torch.set_num_threads(self.threads)
             swapped_logits, repeated, other_logits = self._few_passes(model, x, swapped, logits)
         else:
             swapped_logits, repeated, other_logits = self._passes(model, x, swapped, others)
+            if draws_numbers and torch.equal(repeated, logits):
+                repeated = self._under_more_seeds(model, x, logits, seconds)
         gradient = self._gradient_of_sample(model, self.images(OTHER_BATCH))
         leaked_gradient, own_gradient = _of_others(gradient), gradient[SAMPLE].abs().max().item()
         if seconds <= HEAVY_FORWARD:
@@ -539,7 +554,7 @@ class ModelProbe:
             mixing_module=self._first_mixing(model, x, swapped) if leaked_gradient or leaked_change else "",
             repeat_change=self._beyond_rounding(repeated, logits),
             input_change=_max_difference(other_logits, logits),
-            changed_state=[name for name, t in _float_state(model) if not _same(t, before[name])],
+            changed_state=[n for n, t in _float_state(model) if n in before and not _same(t, before[n])],
             input_modified=not torch.equal(given, x),
             training_modules=training_modules,
             seconds=seconds,
@@ -553,6 +568,19 @@ class ModelProbe:
             seed_everything(seed)
             found.append(self.forward(model, images, "in eval mode"))
         return found
+
+    @torch.no_grad()
+    def _under_more_seeds(self, model: nn.Module, x: Tensor, logits: Tensor, seconds: float) -> Tensor:
+        """Logits of a model that draws numbers in eval mode, under the first seed that changes them.
+
+        A branch that is skipped once in twenty passes is the same in most pairs of them.
+        """
+        for seed in range(2, 2 + min(MOST_SEEDS, int(self.time_budget / 4 / (seconds + 1e-3)))):
+            seed_everything(seed)
+            found = self.forward(model, x, "in eval mode")
+            if not torch.equal(found, logits):
+                return found
+        return logits
 
     @torch.no_grad()
     def _few_passes(self, model: nn.Module, x: Tensor, swapped: Tensor, logits: Tensor) -> list[Tensor]:
@@ -640,6 +668,11 @@ class ModelProbe:
             return None if self.rehearsal.non_finite else self._trained
         except (ModelRaisedError, UnavailableError):
             return None
+
+    @property
+    def exercised_model(self) -> nn.Module:
+        """A model that is not as built: the one that memorised a batch, if there is one."""
+        return self.trained_model or self.model
 
     def labels(self, batch: int) -> Tensor:
         """(batch,) class indices, as different from each other as possible."""
@@ -799,8 +832,7 @@ class ModelProbe:
     @cached_property
     def random_looking(self) -> set[str]:
         """Names of plain tensors that look like random numbers, where two builds are alike and so tell nothing."""
-        others = dict(self.other_build.named_parameters())
-        if any(name in others and not _same(p, others[name]) for name, p in self.model.named_parameters()):
+        if not same_parameters(self.model, self.other_build):
             return set()
         return {name for name, tensor in plain_tensors(self.model) if looks_random(tensor)}
 
@@ -847,7 +879,7 @@ class ModelProbe:
 
     def _disagreement(self, slope: _Slope, names: list[str], deadline: float) -> GradientComparison:
         wrong: dict[str, float] = {}
-        staircase = []
+        staircase: list[str] = []
         worst = (0.0, 0.0)
         for name in names[:: math.ceil(len(names) / TENSORS_COMPARED)]:
             if time.monotonic() > deadline:
@@ -1023,6 +1055,17 @@ def _predicted(logits: Tensor) -> Tensor:
 # -- helpers -----------------------------------------------------------------------------------------------------
 
 
+def generators() -> tuple[Any, ...]:
+    """What tells the states of all generators apart; equal before and after a pass that draws no number."""
+    numpy = sys.modules.get("numpy")
+    parts: list[Any] = [hash(random.getstate()), hash(tuple(torch.get_rng_state().tolist()))]
+    if numpy is not None:
+        parts.append(hash(str(numpy.random.get_state())))
+    if torch.cuda.is_initialized():
+        parts.append(hash(tuple(torch.cuda.get_rng_state().tolist())))
+    return tuple(parts)
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch on every device, and Python's `random`, which constructors use too."""
     random.seed(seed)
@@ -1056,6 +1099,12 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
         return True  # nothing to compare
     scale = a.abs().max().item() if a.numel() else 0.0
     return _max_difference(a, b) <= 1e-5 * scale
+
+
+def same_parameters(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two builds have the same numbers, as copies of one model do."""
+    others = dict(other.named_parameters())
+    return all(name not in others or _same(p, others[name]) for name, p in model.named_parameters())
 
 
 def _float_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -580,7 +580,7 @@ class ConstantTensor(Base):
         self.mean = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x - self.mean)
+        return super().forward(x - self.mean.to(x))
 
 
 class KeepsBatchNormInEval(Base):

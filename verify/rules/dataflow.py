@@ -172,9 +172,11 @@ def tokens_scrambled(probe: ModelProbe) -> Iterator[Finding]:
     look normal, accuracy is worse.
     Found by: attention treats its tokens as a set, so for permuted tokens the output must be the permuted output; two
     passes are compared, on a copy with a little noise on its parameters. A token that enters the first block must come
-    from one patch, if each of its elements does.
+    from one patch, if each of its elements does; and it must be a window of the picture: its elements may not depend on
+    places that do not touch, all over the picture, nor may all of them come from a strip of one channel.
     Not an error: modules in which something has a place for each token (position tables, relative biases, rotary
-    angles, causal masks, convolutions, windows); those are not asked.
+    angles, causal masks, convolutions, windows); those are not asked. Whole rows of pixels as tokens; pixels of a
+    window that a first layer has yet to combine.
 
     Wrong: `q.view(batch, heads, tokens, width)`; `y.reshape(batch, tokens, dim)` for y (batch, heads, tokens, width)
     Right: `q.view(batch, tokens, heads, width).transpose(1, 2)`; `y.transpose(1, 2).reshape(batch, tokens, dim)`
@@ -187,6 +189,17 @@ def tokens_scrambled(probe: ModelProbe) -> Iterator[Finding]:
             message="patches and features are mixed up by a view or reshape before the first block",
             location=probe.describe(probe.model, ""),
             hint="flatten(2).transpose(1, 2) turns (batch, dim, h, w) into (batch, tokens, dim); a reshape does not",
+        )
+        return
+    scattered = probe.behaviour.scattered_tokens
+    if scattered:
+        yield Finding(
+            measured=f"a token holds {scattered[1]}",
+            expected="a window of the picture, all channels of it",
+            message="tokens are put together of unrelated pixels by a view or reshape before the first block",
+            location=probe.describe(probe.model, scattered[0]),
+            hint="patches: reshape(b, c, h/p, p, w/p, p).permute(0, 2, 4, 1, 3, 5) before the last reshape; "
+            "maps: flatten(2).transpose(1, 2)",
         )
         return
     found, asked = probe.scrambled_tokens

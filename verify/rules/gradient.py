@@ -20,7 +20,8 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
     Found by: the gradients of a real loss over several training steps; a parameter counts as reached if its gradient is
     non-zero at any of them. (That a gradient exists proves nothing: it may be all zeros.)
     Not an error: a gradient of zero at the first step (zero-initialised branches and heads), and biases whose
-    gradient is zero by mathematics, such as one before a batch norm.
+    gradient is zero by mathematics, such as one before a batch norm; the weight of a layer that is given nothing but
+    zeros where forward has further, optional arguments.
 
     Wrong: `x = self.block(x).detach()`, a layer that forward never calls, `with torch.no_grad():` around a part of
     forward
@@ -32,6 +33,14 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
         yield Finding(status=Status.SKIP, message="no trainable parameter (GRD303)")
         return
     dead = [n for n in names if n not in seen.moved and not (n in seen.reached and probe.bias_of_trained_layer(n))]
+    if dead and not seen.non_finite and set(dead) <= (idle := probe.behaviour.fed_with_zeros):
+        yield Finding(
+            status=Status.SKIP,
+            message=f"{shortlist(sorted(idle & set(dead)))}: the layer has an optional argument of forward for input, "
+            "which is all zeros where it is not given",
+        )
+        return
+    dead = [n for n in dead if n not in probe.behaviour.fed_with_zeros] if dead else dead
     if not dead:
         yield Finding(status=Status.PASS, measured=f"{len(names)} of {plural(len(names), 'tensor')} have a gradient")
         return

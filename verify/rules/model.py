@@ -154,7 +154,8 @@ def eval_not_deterministic(probe: ModelProbe) -> Iterator[Finding]:
     """Two passes over the same batch in eval mode give different logits.
 
     Why it matters: validation is noisy, the best checkpoint is luck, and a served model contradicts itself.
-    Found by: two forward passes in eval mode under different seeds, compared bit for bit.
+    Found by: two forward passes in eval mode under different seeds, compared bit for bit; more of them where the pass
+    draws numbers, because a branch that is rarely skipped is the same in most pairs.
     Not an error: dropout in train mode.
 
     Wrong: `F.dropout(x, 0.1)`, or `nn.Dropout(0.1)(x)` built inside forward
