@@ -85,7 +85,8 @@ def _short(filename: str) -> str:
 
 def class_location(cls: type) -> str:
     """`file:line` of the class's forward if it is the user's, else nothing; cheap, as it reads no source file."""
-    forward = getattr(getattr(cls, "forward", None), "__code__", None)  # its own, or the one that it inherits
+    function = getattr(cls, "forward", None)  # its own, or the one that it inherits
+    forward = getattr(getattr(function, "__wrapped__", function), "__code__", None)
     if forward is not None and "forward" not in vars(cls) and _is_library(forward.co_filename):
         forward = None
     filename = forward.co_filename if forward else getattr(sys.modules.get(cls.__module__), "__file__", None)

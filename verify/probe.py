@@ -231,6 +231,7 @@ class ModelProbe:
         self.reference: Target | None = None  # what --like names
         self.shapes_only = False  # whether nothing but shapes and counts is asked for, which needs no numbers
         self.tables: list[Table] = []  # what rules have to show
+        self.is_classifier = True
 
     # -- building ----------------------------------------------------------------------------------------------
 
@@ -514,6 +515,15 @@ class ModelProbe:
             return run
         trained = self.trained_model
         return self._eval_run(trained) if trained is not None else run
+
+    @cached_property
+    def drops_in_eval(self) -> bool:
+        """Whether a pass in eval mode drops values, and does not only draw a sample."""
+        from verify.operations import Operations
+
+        with torch.no_grad(), user_code("in forward in eval mode", FORWARD_RULE), Operations() as operations:
+            self.model.eval()(self.images(EVAL_BATCH))
+        return any("dropout" in name or "bernoulli" in name for name in operations.names)
 
     def _eval_run(self, model: nn.Module) -> EvalRun:
         model.eval()

@@ -18,6 +18,7 @@ from verify.report import Status
 from verify.rules import all_rules
 from verify.spec import Spec
 from verify.targets import Target
+from verify.trace.adapted import NUMBERS, adapt, needs_adapting
 from verify.worker import apply
 
 # What only makes sense for a model that was just built, or what the run itself shows better.
@@ -73,11 +74,14 @@ def check_live_model(captured: Any) -> dict[str, Any]:
     if model is None:
         return {"skipped": "no model was trained"}
     args, kwargs = inputs
-    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
-        return {"skipped": "the model takes something else than one tensor"}
+    if not args or not isinstance(args[0], Tensor) or not args[0].dim():
+        return {"skipped": "the model takes something else than a tensor first"}
     x = args[0].detach().cpu()
     if len(x) < SMALLEST_BATCH:
         return {"skipped": f"batches of {len(x)} are too small to be probed"}
+    if captured.num_classes is None and needs_adapting(args, kwargs, captured.output):
+        captured.num_classes, captured.is_classifier = NUMBERS, False
+        adapt(model, args, kwargs)
     return {"checks": list(_checks(model, x, captured))}
 
 
@@ -88,14 +92,17 @@ def _checks(model: nn.Module, x: Tensor, captured: Any) -> Iterator[dict[str, An
     again = rebuilt(captured)
 
     def build() -> nn.Module:
-        anew = torch.initial_seed() != 0 and again is not None
-        return again() if anew and again else copy.deepcopy(model)
+        if torch.initial_seed() == 0 or again is None:
+            return copy.deepcopy(model)
+        built = again()
+        built.__class__ = type(model)
+        return built
 
     spec = Spec(model=name, input_size=list(x.shape[1:]), num_classes=captured.num_classes, frozen=frozen)
     target = Target(name, build, tuple(x.shape[1:]), captured.num_classes)
     left = captured.deadline - time.monotonic()
     probe = LiveProbe(target, spec, torch.device("cpu"), max(1.0, left / 3))
-    probe.inputs = x
+    probe.inputs, probe.is_classifier = x, captured.is_classifier
     reported: dict[str, str] = {}
     for rule in all_rules().values():
         if rule.subject != "model" or rule.code in LEFT_OUT:

@@ -47,6 +47,8 @@ class Capture:
         image_like: whether the inputs are (B, C, H, W).
         deadline: `time.monotonic()` at which all must be over.
         constructor: (class, arguments) that built the model, where they are plain values.
+        output: what the model returned first in that pass.
+        is_classifier: whether its outputs are the logits of classes.
     """
 
     model: nn.Module | None
@@ -60,6 +62,8 @@ class Capture:
     image_like: bool
     deadline: float
     constructor: tuple[type, dict[str, Any]] | None = None
+    output: Tensor | None = None
+    is_classifier: bool = True
 
 
 def make(recorder: Any) -> Capture:
@@ -96,6 +100,8 @@ def make(recorder: Any) -> Capture:
         image_like=first is not None and first.dim() == 4,
         deadline=time.monotonic() + recorder.session.settings["probe_seconds"],
         constructor=recorder.constructed.get(id(one.info.module)) if one else None,
+        output=output,
+        is_classifier=classes is not None,
     )
 
 

@@ -1,0 +1,72 @@
+"""Live models of any signature, made into what the rules about models ask: one tensor in, (batch, numbers) out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Pixels, tokens or boxes are mixed at random into so many numbers a sample: each depends on all of them.
+NUMBERS = 8
+
+
+def needs_adapting(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
+    """Whether a pass is something else than one tensor in and (batch, numbers) out."""
+    first = next(_tensors(output), None)
+    return bool(kwargs) or len(args) != 1 or first is None or first.dim() != 2
+
+
+def adapt(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> nn.Module:
+    """The same object, whose forward pass fills in what else the script gives it and returns (batch, NUMBERS).
+
+    The class alone is replaced, so that names of modules and parameters stay what they are.
+
+    Args:
+        args, kwargs: of the script's own pass; the first argument is what is varied. What has one entry a sample is
+            repeated to the size of the batch.
+    """
+    cls = type(model)
+    count = len(args[0])
+
+    def fitting(value: Any, batch: int) -> Any:
+        if isinstance(value, Tensor) and value.dim() and len(value) == count:
+            return value.detach().cpu()[torch.arange(batch) % count]
+        return value
+
+    @functools.wraps(cls.forward)
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        more = [fitting(value, len(x)) for value in args[1:]]
+        named = {key: fitting(value, len(x)) for key, value in kwargs.items()}
+        return as_numbers(cls.forward(self, x, *more, **named), len(x))
+
+    model.__class__ = type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__})
+    return model
+
+
+def as_numbers(output: Any, batch: int) -> Tensor:
+    """The first tensor of an output with one entry a sample, as (batch, NUMBERS).
+
+    Raises:
+        TypeError: there is none.
+    """
+    for tensor in _tensors(output):
+        if tensor.dim() >= 1 and len(tensor) == batch and tensor.is_floating_point():
+            flat = tensor.reshape(batch, -1)
+            generator = torch.Generator().manual_seed(flat.shape[1])
+            mixing = torch.randn(flat.shape[1], NUMBERS, generator=generator).to(flat)
+            return flat @ mixing / flat.shape[1] ** 0.5
+    raise TypeError("no tensor of the output has one entry a sample")
+
+
+def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item, depth - 1)
+    elif depth and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item, depth - 1)
