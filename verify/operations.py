@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+# What only looks at a tensor in another way, and what multiplies by it as by a matrix.
+VIEWS = ("view", "t.", "transpose", "permute", "expand", "slice", "unsqueeze", "squeeze", "detach", "alias", "_to_copy")
+PRODUCTS = ("mm.", "bmm.", "addmm.", "baddbmm.", "matmul", "linear", "convolution", "mv.", "dot.")
 
 
 class Operations(TorchDispatchMode):
@@ -18,3 +23,26 @@ class Operations(TorchDispatchMode):
         """Note the name, and carry it out."""
         self.names.add(str(func))
         return func(*args, **(kwargs or {}))
+
+
+class Consumers(TorchDispatchMode):
+    """Collects the names of the operations that use the memory of a tensor, views of it left out."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.memory = tensor.untyped_storage().data_ptr()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note the name if the tensor is among the arguments, and carry it out."""
+        given = [one for arg in args for one in (arg if isinstance(arg, (list, tuple)) else [arg])]
+        tensors = [one for one in given if isinstance(one, Tensor) and one.device.type != "meta"]
+        name = str(func).removeprefix("aten.")
+        if any(one.untyped_storage().data_ptr() == self.memory for one in tensors) and not name.startswith(VIEWS):
+            self.names.add(name)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def only_multiply(self) -> bool:
+        """Whether it is used as a matrix and as nothing else."""
+        return bool(self.names) and all(name.startswith(PRODUCTS) for name in self.names)

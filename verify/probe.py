@@ -516,6 +516,16 @@ class ModelProbe:
         trained = self.trained_model
         return self._eval_run(trained) if trained is not None else run
 
+    def only_projects(self, name: str) -> bool:
+        """Whether forward uses a buffer as a matrix to multiply by, and as nothing else."""
+        from verify.operations import Consumers
+
+        model = self.model.eval()
+        consumers = Consumers(model.get_buffer(name))
+        with torch.no_grad(), user_code("in forward in eval mode", FORWARD_RULE), consumers:
+            model(self.images(EVAL_BATCH))
+        return consumers.only_multiply
+
     @cached_property
     def drops_in_eval(self) -> bool:
         """Whether a pass in eval mode drops values, and does not only draw a sample."""

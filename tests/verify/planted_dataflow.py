@@ -1038,9 +1038,21 @@ class LargePicture(ImageNetStem):
     side = 96
 
 
+class RandomFeatures(Net):
+    """Random Fourier features of Rahimi & Recht 2007: a fixed projection, which is no embedding that was forgotten."""
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        super().__init__(num_classes)
+        self.register_buffer("projection", torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.block(self.stem(x)).mean((2, 3)) @ self.projection).cos())
+
+
 HEALTHY: list[type[nn.Module]] = [
     ViT,
     Net,
+    RandomFeatures,
     *(
         vit(attention)
         for attention in (

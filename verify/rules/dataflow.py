@@ -387,8 +387,8 @@ def random_buffer(probe: ModelProbe) -> Iterator[Finding]:
     stays at its random start.
     Found by: float buffers that differ between two builds, that forward reads and that a pass in train mode leaves as
     they are.
-    Not an error: running statistics, codebooks and power iterations, which training changes; random Fourier features,
-    which are meant, and why this is a warning.
+    Not an error: running statistics, codebooks and power iterations, which training changes; a random projection, as of
+    random Fourier features, which is a note: it only multiplies.
 
     Wrong: `self.register_buffer("position", torch.randn(1, n, d))`
     Right: `self.position = nn.Parameter(0.02 * torch.randn(1, n, d))`
@@ -396,6 +396,7 @@ def random_buffer(probe: ModelProbe) -> Iterator[Finding]:
     found = sorted(probe.random_buffers)
     if found:
         yield Finding(
+            status=None if any(not probe.only_projects(name) for name in found) else Status.NOTE,
             measured=plural(len(found), "random buffer"),
             expected="0, or meant",
             message="random numbers that are saved and never trained",
