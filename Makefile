@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow zoo lint docs bench clean
+.PHONY: help setup demo test test-slow test-matrix zoo lint docs bench clean
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,10 +24,13 @@ demo: $(STAMP)   ## scaffold, verify, train and evaluate a small CNN; writes one
 	$(BIN)/kit demo $(DEMO_ARGS)
 
 test: $(STAMP)   ## the quick suite (under 5 minutes on 2 cores)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
 
-test-slow: $(STAMP)  ## what takes longer: wheel, demo, every rendered project
+test-slow: $(STAMP)  ## what takes longer: wheel, demo, rendered projects
 	$(BIN)/python -m pytest -n auto -m slow
+
+test-matrix: $(STAMP)  ## the tests of every other rendered project
+	$(BIN)/python -m pytest -n auto -m matrix
 
 zoo: $(STAMP)    ## every planted bug and every healthy program through kit watch; writes docs/zoo.md (ZOO_ARGS=...)
 	$(BIN)/python -m tests.zoo.runner $(ZOO_ARGS)

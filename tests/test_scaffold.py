@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import copier
 import pytest
@@ -22,6 +23,15 @@ ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = ROOT / "templates" / "pytorch_project"
 CHOICES = {name: values for name, values in questions().items() if values}
 COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+
+
+def _own_tests(answers: dict[str, str]) -> Any:
+    """Each model and each data set once belongs to the slow tests; the other pairs, which repeat them, to the matrix."""
+    model, dataset = (CHOICES[key].index(answers[key]) for key in ("model", "dataset"))
+    return pytest.param(answers, marks=pytest.mark.slow if model == dataset else pytest.mark.matrix)
+
+
+OWN_TESTS = [_own_tests(answers) for answers in COMBINATIONS]
 
 # What work in the unrendered tree leaves there. None of it may reach a new project, a wheel or a git repository.
 LEFTOVERS = (
@@ -183,9 +193,9 @@ class TestRendered:
         subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "."], cwd=project, check=True)
         assert git(project, "status", "--porcelain") == ""
 
-    @pytest.mark.slow
-    def test_passes_its_own_tests(self, rendered: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
-        project = shutil.copytree(rendered[0], tmp_path / "my proj")
+    @pytest.mark.parametrize("answers", OWN_TESTS, ids=lambda answers: "-".join(answers.values()))
+    def test_passes_its_own_tests(self, answers: dict[str, str], tmp_path: Path) -> None:
+        project = new_project(tmp_path / "my proj", **answers)
         result = subprocess.run([sys.executable, "-m", "pytest"], cwd=project, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-3000:]
         assert re.search(r"\d+ passed", result.stdout)
