@@ -36,6 +36,8 @@ MODULES = (
     "loss",
     "checkpoint",
     "selection",
+    "accumulators",
+    "metrics",
     "reproducibility",
     "precision",
     "averaging",
