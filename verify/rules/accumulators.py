@@ -95,9 +95,9 @@ def _growing_names(project: Project) -> Iterator[tuple[ast.AST, str]]:
             if (COLLECTED if is_list else MEASURED).search(text) and not isinstance(node.value, ast.Constant):
                 yield node, node.target.id
     for call in project.calls:
-        if isinstance(call.func, ast.Attribute) and call.func.attr in ("append", "extend") and call.args:
-            if isinstance(call.func.value, ast.Name) and COLLECTED.search(call.func.value.id):
-                yield call, call.func.value.id
+        match call.func:
+            case ast.Attribute(value=ast.Name(id=name), attr="append" | "extend") if COLLECTED.search(name):
+                yield call, name
 
 
 def _epoch_loop(project: Project, node: ast.AST) -> Loop | None:
@@ -120,14 +120,15 @@ def _is_over_epochs(loop: Loop) -> bool:
 
 def _starts_before(project: Project, node: ast.AST, name: str, epochs: Loop) -> bool:
     """Whether the function itself sets the name, outside of the loop over epochs, and nobody else may."""
-    if any(name in other.names for other in project.nodes(ast.Global, ast.Nonlocal)):
+    shared: list[ast.Global | ast.Nonlocal] = [*project.nodes(ast.Global), *project.nodes(ast.Nonlocal)]
+    if any(name in statement.names for statement in shared):
         return False
     inside = {id(inner) for inner in ast.walk(epochs)}
     scope = project.scope(node)
     for other in ast.walk(scope):
-        if isinstance(other, ast.Name) and other.id == name and isinstance(other.ctx, ast.Store):
-            if id(other) not in inside and project.scope(other) is scope:
-                return True
+        stored = isinstance(other, ast.Name) and other.id == name and isinstance(other.ctx, ast.Store)
+        if stored and id(other) not in inside and project.scope(other) is scope:
+            return True
     return False
 
 
@@ -156,8 +157,9 @@ def _mean_of(project: Project, epochs: Loop, name: str) -> tuple[ast.AST, bool] 
             if OTHER.search(below.replace("seen", "")) or epoch in names_in(node.right):
                 continue
             return node, _is_of_one_epoch(epochs, node.right)
-        if isinstance(node, ast.Call) and _name_of(node.func) in WHOLE and node.args:
-            if any(_core(arg.value if isinstance(arg, ast.Starred) else arg) == name for arg in node.args):
+        if isinstance(node, ast.Call) and _name_of(node.func) in WHOLE:
+            given = [arg.value if isinstance(arg, ast.Starred) else arg for arg in node.args]
+            if any(_core(arg) == name for arg in given):
                 return node, False
     return None
 
@@ -219,9 +221,10 @@ def _reached(methods: dict[str, Function], names: set[str]) -> set[str]:
     found = set(names)
     for name in names:
         for node in ast.walk(methods[name]):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and is_self(node.func.value):
-                if node.func.attr in methods and node.func.attr not in found:
-                    found |= _reached({k: v for k, v in methods.items() if k not in found}, {node.func.attr})
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=attr)) if attr in methods:
+                    left = {key: method for key, method in methods.items() if key not in found}
+                    found |= _reached(left, {attr} & set(left))
     return found
 
 
@@ -273,7 +276,8 @@ def _is_cleared(project: Project, owner: ast.ClassDef, attribute: str) -> bool:
             return True
     if not starts:
         return True
-    for node in [*project.nodes(ast.Subscript), *project.nodes(ast.Attribute)]:
+    places: list[ast.Subscript | ast.Attribute] = [*project.nodes(ast.Subscript), *project.nodes(ast.Attribute)]
+    for node in places:
         if isinstance(node.ctx, ast.Store | ast.Del) and _last_attribute(node) == attribute:
             around = project.function(node)
             adds = isinstance(project.parent[node], ast.AugAssign)
@@ -310,11 +314,12 @@ def _used_in(methods: dict[str, Function], attribute: str) -> ast.AST | None:
             continue
         for node in ast.walk(method):
             if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and _whole(node.left) == attribute:
-                if not OTHER.search(ast.unparse(node.right)) and not EPOCH.search(ast.unparse(node.right)):
+                below = ast.unparse(node.right)
+                if not (OTHER.search(below) or EPOCH.search(below)):
                     return node
-            if isinstance(node, ast.Call) and _name_of(node.func) in WHOLE and node.args:
-                if any(_whole(arg) == attribute for arg in node.args):
-                    return node
+            made_one = isinstance(node, ast.Call) and _name_of(node.func) in WHOLE
+            if isinstance(node, ast.Call) and made_one and any(_whole(arg) == attribute for arg in node.args):
+                return node
     return None
 
 

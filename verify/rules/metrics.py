@@ -417,9 +417,9 @@ def _goes_to_loss(project: Project, node: ast.Name) -> bool:
             continue
         if project.qualified(call.func) == "torch.nn.functional.binary_cross_entropy_with_logits":
             return not _is_ever_squashed(project, node.id)
-        if isinstance(call.func, ast.Name | ast.Attribute) and not project.qualified(call.func):
-            if project.all_from(call.func, losses):
-                return not _is_ever_squashed(project, node.id)
+        is_object = isinstance(call.func, ast.Name | ast.Attribute) and not project.qualified(call.func)
+        if is_object and project.all_from(call.func, losses):
+            return not _is_ever_squashed(project, node.id)
     return False
 
 
