@@ -34,6 +34,7 @@ MODULES = (
     "optimizer",
     "schedule",
     "loss",
+    "loss_terms",
     "checkpoint",
     "selection",
     "accumulators",
