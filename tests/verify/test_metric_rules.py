@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from verify.report import Finding
-from verify.rules import accumulators, metrics
+from verify.rules import accumulators, loss_overlap, metrics
 from verify.trace.record import NotSeenError, Record
 
 HEAD = """
@@ -261,3 +261,34 @@ BINARY = "criterion = nn.BCEWithLogitsLoss()\n"
 )
 def test_thresholds_on_logits(code: str, wrong: bool) -> None:
     assert bool(findings(metrics.threshold_on_logits, code)) is wrong
+
+
+DICE = """
+class DiceLoss(nn.Module):
+    def forward(self, logits, target):
+        p = logits.softmax(1)
+        dice = (2 * (p * target).sum() + 1.0) / (p.sum() + target.sum() + 1.0)
+        return {}
+
+
+loss = {}
+"""
+COEFFICIENT = "def dice_coeff(p, t):\n    return 2 * (p * t).sum() / (p.sum() + t.sum())\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "wrong"),
+    [
+        (DICE.format("dice.mean()", "ce(x, y) + DiceLoss()(x, y)"), True),
+        (COEFFICIENT + "def dice_loss(p, t):\n    return dice_coeff(p, t)\n", True),
+        (DICE.format("1 - dice.mean()", "DiceLoss()(x, y)"), False),
+        (DICE.format("-dice.mean()", "DiceLoss()(x, y)"), False),
+        (DICE.format("-torch.log(dice)", "DiceLoss()(x, y)"), False),
+        (DICE.format("dice.mean()", "1 - DiceLoss()(x, y)"), False),
+        (COEFFICIENT + "loss = 1 - dice_coeff(p, t)\n", False),
+        (COEFFICIENT + "def dice_loss(p, t):\n    return 1 - dice_coeff(p, t)\n", False),
+        (COEFFICIENT, False),
+    ],
+)
+def test_an_overlap_that_is_minimised(code: str, wrong: bool) -> None:
+    assert bool(findings(loss_overlap.overlap_minimised, code)) is wrong

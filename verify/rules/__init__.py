@@ -35,6 +35,7 @@ MODULES = (
     "schedule",
     "loss",
     "loss_terms",
+    "loss_overlap",
     "checkpoint",
     "selection",
     "accumulators",
