@@ -26,7 +26,7 @@ COMBINATIONS = [dict(zip(CHOICES, values, strict=True)) for values in itertools.
 
 
 def _own_tests(answers: dict[str, str]) -> Any:
-    """Each model and each data set once belongs to the slow tests; the other pairs, which repeat them, to the matrix."""
+    """Each model and each data set once is a slow test; the other pairs, which repeat them, are the matrix."""
     model, dataset = (CHOICES[key].index(answers[key]) for key in ("model", "dataset"))
     return pytest.param(answers, marks=pytest.mark.slow if model == dataset else pytest.mark.matrix)
 

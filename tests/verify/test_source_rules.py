@@ -151,6 +151,16 @@ BUGS = [
     (source.comparison_for_assignment, "for p in ps:\n    p.requires_grad == False", [2]),
     (source.result_thrown_away, "for p in ps:\n    p.grad.clamp(-1, 1)", [2]),
     (source.result_thrown_away, "for x, y in DataLoader(ds):\n    x.to(device)", [2]),
+    (source.result_thrown_away, "from dataclasses import replace\ncfg = Config()\nreplace(cfg, lr=0.1)", [3]),
+    (source.result_thrown_away, "files = list(Path(r).iterdir())\nsorted(files)\nmap(load, files)", [2, 3]),
+    (source.result_thrown_away, "import numpy as np\nnp.clip(x, 0, 1)\nnp.random.permutation(x)", [2, 3]),
+    (source.result_thrown_away, "for name in names:\n    name.strip()\n    name.replace('module.', '')", [2, 3]),
+    (
+        source.result_thrown_away,
+        "import pandas as pd\ndf = pd.read_csv(p)\ndf.fillna(0)\ndf.drop(columns=['a'])",
+        [3, 4],
+    ),
+    (source.result_thrown_away, "def f(x):\n    F.normalize(x, dim=1)\n    x.reshape(-1)\n    return x", [2, 3]),
 ]
 
 BUGS += [
@@ -257,6 +267,12 @@ HEALTHY = [
     (source.plus_after_equals, "total += x\ny = +1\nloss =- x\nb=-x"),
     (source.comparison_for_assignment, "for p in ps:\n    p.requires_grad = p.name == 'x'\nassert a.b == c\na.b == c"),
     (source.result_thrown_away, "p.grad.clamp_(-1, 1)\nx = x.clamp(0, 1)\nmodel.to(device)\nseen.add(x)"),
+    (source.result_thrown_away, "path.replace(target)\nos.replace(a, b)\nfiles.sort()\npath.rename(target)"),
+    (source.result_thrown_away, "import pandas as pd\ndf.fillna(0, inplace=True)\ndf.drop('a', inplace=flag)"),
+    (source.result_thrown_away, "import numpy as np\nnp.clip(x, 0, 1, out=x)\nnp.random.shuffle(x)"),
+    (source.result_thrown_away, "# %%\nimport pandas as pd\ndf.sort_values('loss')"),
+    (source.result_thrown_away, "try:\n    torch.cat(parts)\nexcept RuntimeError:\n    print('shapes differ')"),
+    (source.result_thrown_away, "class A:\n    def strip(self): ...\na = A()\na.strip()"),
 ]
 
 

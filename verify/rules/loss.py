@@ -10,7 +10,7 @@ from verify.rules import Subject, rule
 from verify.trace.record import Event, NotSeenError, Record
 
 CLASSIFICATION = ("cross_entropy", "nll_loss")
-ELEMENTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy")
+ELEMENTWISE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "gaussian_nll_loss")
 EXACT = 2e-3  # relative error of an explanation of the gradient, see DAT218
 ENOUGH = 2
 WIDER = 1.5
@@ -233,14 +233,16 @@ def loss_broadcast(record: Record) -> Iterator[Finding]:
 
     Why it matters: (N, 1) against (N,) becomes (N, N): every prediction is compared with every target, and the best
     answer is their mean.
-    Found by: shapes of input and target of element-wise losses.
-    Not an error: equal shapes.
+    Found by: shapes of input and target of element-wise losses; in a loss that is written out, the shapes in the graph
+    of a difference between an output and a constant.
+    Not an error: equal shapes; an output that is unsqueezed on purpose, to compare each with each.
 
     Wrong: `F.mse_loss(model(x), y)` with shapes (N, 1) and (N,)
     Right: `F.mse_loss(model(x).squeeze(1), y)`
     """
     described = [e for e in record.of("loss") if "input" in e and e["fn"] in ELEMENTWISE]
-    if not described:
+    written_out = [b for b in record.of("backward") if b.get("broadcast")]
+    if not described and not written_out:
         raise NotSeenError("no element-wise loss was called")
     wrong = [e for e in described if e["input"]["shape"] != e["target"]["shape"]]
     if wrong:
@@ -250,6 +252,15 @@ def loss_broadcast(record: Record) -> Iterator[Finding]:
             message=f"{wrong[0]['fn']} broadcasts its arguments against each other",
             location=wrong[0]["loc"],
             hint="squeeze or unsqueeze one of them so that both have the same shape",
+        )
+    elif len(written_out) > ENOUGH and len(written_out) >= MOST * len(record.of("backward")) / 2:
+        part, whole = written_out[0]["broadcast"]
+        yield Finding(
+            measured=f"an output {tuple(part)} less a target gives {tuple(whole)}",
+            expected=f"{tuple(part)}",
+            message="the loss compares every prediction with every target of its batch",
+            location=written_out[0]["loc"],
+            hint="squeeze or unsqueeze the target so that it has the shape of the output",
         )
 
 

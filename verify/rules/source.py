@@ -19,10 +19,10 @@ from verify.rules.source_loop import (
     method_not_called,
     optimizer_rebuilt,
     plus_after_equals,
-    result_thrown_away,
     text_compared_by_identity,
     training_error_swallowed,
 )
+from verify.rules.source_results import result_thrown_away
 
 __all__ = [
     "best_flag_ignored",

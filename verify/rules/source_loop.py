@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
-from verify.rules.source_images import is_batch
 from verify.source import (
     Project,
     first_name,
@@ -351,55 +350,3 @@ def comparison_for_assignment(record: Record) -> Iterator[Finding]:
             hint="use one equals sign",
             location=project.at(node),
         )
-
-
-OUT_OF_PLACE = words(
-    "clamp clip masked_fill permute unsqueeze detach softmax log_softmax requires_grad clamp_min clamp_max"
-)
-
-
-CONTEXTS = words("torch.no_grad torch.inference_mode torch.enable_grad torch.autocast torch.amp.autocast")
-
-
-@rule("SRC079", severity=Status.WARN, subject=Subject.RUN)
-def result_thrown_away(record: Record) -> Iterator[Finding]:
-    """A tensor operation's result is thrown away.
-
-    Why it matters: `grad.clamp(-1, 1)` and `mask.masked_fill(...)` return a new tensor and leave the old one as it is;
-    so does `images.to(device)`.
-    Found by: reading the source: such a call as a statement of its own; `.to(device)` of what a loop over a loader
-    gives; `torch.no_grad()` without a `with`, which does nothing.
-    Not an error: `model.to(device)`, which moves the module itself, and operations that end in an underscore.
-
-    Wrong: `p.grad.clamp(-1, 1)`, `images.to(device)`
-    Right: `p.grad.clamp_(-1, 1)`, `images = images.to(device)`
-    """
-    project = torch_project(record)
-    for statement in project.nodes(ast.Expr):
-        call = statement.value
-        if isinstance(call, ast.Call) and project.qualified(call.func) in CONTEXTS:
-            yield Finding(
-                measured=ast.unparse(call),
-                expected=f"with {ast.unparse(call)}:",
-                message="a context manager that is not entered does nothing",
-                hint="put the lines that it is meant for under a with",
-                location=project.at(call),
-            )
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
-            continue
-        tensor = call.func.attr in OUT_OF_PLACE and not _foreign(project, call)
-        moved = call.func.attr in ("to", "cuda") and isinstance(call.func.value, ast.Name)
-        if tensor or (moved and isinstance(call.func.value, ast.Name) and is_batch(project, call.func.value)):
-            yield Finding(
-                measured=ast.unparse(call),
-                expected=f"{ast.unparse(call.func.value)} = {ast.unparse(call)}",
-                message=f"{call.func.attr} returns a new tensor, which is thrown away here",
-                hint="keep the result, or use the form with an underscore",
-                location=project.at(call),
-            )
-
-
-def _foreign(project: Project, call: ast.Call) -> bool:
-    """Whether a method may belong to something else: a library's function, or a class of the project."""
-    assert isinstance(call.func, ast.Attribute)
-    return bool(project.qualified(call.func)) or bool(project.callees(call)) or keyword(call, "out") is not None

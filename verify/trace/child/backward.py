@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import weights
+from . import graphs, weights
 from .events import finite
 from .quiet import quiet
 from .weights import gradient_state
@@ -61,6 +61,7 @@ def _before_backward(recorder: Any, root: Any) -> dict[str, Any]:
         "ratio": None if ratio is None else finite(round(ratio, 6)),
         "chain": chain,
         "summed": _summed(tensor),
+        **graphs.look(tensor),
         "stale": stale,
     }
 

@@ -169,6 +169,7 @@ def _note_loss(
         "grad": torch.is_grad_enabled(),
         "needs_grad": output.requires_grad,
         "smoothing": options.get("label_smoothing", 0.0),
+        **({"log_target": True} if options.get("log_target") else {}),
         "n": len(scores) if scores.dim() else 1,
         "loc": recorder.here(),
     }
