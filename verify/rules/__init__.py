@@ -33,6 +33,7 @@ MODULES = (
     "evaluation",
     "optimizer",
     "schedule",
+    "rates",
     "loss",
     "checkpoint",
     "selection",

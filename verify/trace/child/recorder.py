@@ -77,6 +77,9 @@ class Recorder:
         self.snapshot_size = 0
         self.graded: set[int] = set()
         self.twins: dict[int, tuple[nn.Module, list[Tensor], list[Tensor]]] = {}
+        self.averaged: nn.Module | None = None
+        self.held_averages: list[Any] = []
+        self.average_looks: list[Any] = []
         self.captured = False
         self.captured_of: int | None = None
         self.captures = 0
@@ -546,7 +549,7 @@ class Recorder:
         for name, value in list(vars(self).items()):
             if isinstance(value, (dict, list, set)):
                 setattr(self, name, type(value)())
-            elif name.startswith("last_") or name in ("current", "snapshot"):
+            elif name.startswith("last_") or name in ("current", "snapshot", "averaged"):
                 setattr(self, name, None)
 
     # -- what the script says --------------------------------------------------------------------------------------

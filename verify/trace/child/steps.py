@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import capture, rates, saving, weights
+from . import averages, capture, rates, saving, weights
 from .events import finite
 from .quiet import quiet
 from .weights import gradient_state
@@ -99,6 +99,8 @@ def before_step(recorder: Any, optimizer: Any) -> None:
         weights.take_snapshot(recorder)
     state = gradient_state(info.probes)
     full = info.steps + 1 in FULL_LOOKS
+    averages.end(recorder)
+    averages.begin(recorder, info.steps + 1)
     if state in ("none", "zero", "nonfinite") or full:
         state = gradient_state(info.parameters())
     info.grads = state

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import averages
 from .events import finite
 from .passes import ModelInfo
 
@@ -176,6 +177,7 @@ def find_twins(recorder: Any, last: bool = False) -> None:
             continue
         start = [p.detach().clone() for p in parameters]
         recorder.twins[id(item)] = (item, start, [b.detach().clone() for b in item.buffers()])
+    averages.find(recorder, main)
 
 
 def _write_twin(recorder: Any, twin: nn.Module, start: list[Tensor], buffers: list[Tensor]) -> None:
