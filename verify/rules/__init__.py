@@ -29,6 +29,8 @@ MODULES = (
     "gradient",
     "training",
     "loop",
+    "clipping",
+    "teachers",
     "config",
     "evaluation",
     "optimizer",

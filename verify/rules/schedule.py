@@ -34,6 +34,8 @@ def _unit(record: Record, number: int) -> str:
     """`epoch` or `step`, by how often the scheduler is called within an epoch; or nothing."""
     calls = _calls(record, number)
     epochs = [e for e in record.epochs if e.exhausted or e.counts["batches"] >= e.limit]
+    if not record.epochs and _once_an_epoch(record, number, len(calls)):
+        return "epoch"
     if len(epochs) < 2:
         return ""
     begin, end = epochs[0].begin, epochs[1].begin
@@ -41,6 +43,13 @@ def _unit(record: Record, number: int) -> str:
     if within == 1 and epochs[0].counts["batches"] > 1:
         return "epoch"
     return "step" if within > 1 else ""
+
+
+def _once_an_epoch(record: Record, number: int, calls: int) -> bool:
+    """Whether a scheduler is stepped once an epoch by a script that cuts its batches by hand."""
+    opt = next((s["opt"] for s in record.of("scheduler") if s["id"] == number), None)
+    steps, epochs = len(record.steps_of.get(opt, [])) if opt is not None else 0, record.planned_epochs or 0
+    return record.ran_to_the_end and epochs >= 3 and calls == epochs and steps >= 2 * epochs
 
 
 def _planned_calls(record: Record, number: int) -> tuple[float, float]:

@@ -72,6 +72,7 @@ class Recorder:
         self.eval_phases = 0
         self.passes = 0
         self.snapshot: dict[int, tuple[Tensor, Tensor, bool]] | None = None
+        self.frozen_norms: dict[int, list[Any]] = {}
         self.frozen_later: dict[int, tuple[Tensor, Tensor]] = {}
         self.step_depth = 0
         self.snapshot_size = 0
@@ -356,6 +357,13 @@ class Recorder:
             "wrapped": id(module) in self.wrapped_models,
             "autocast": autocast(),
         }
+        if (
+            not grad
+            and module.training
+            and (norms > 0 or drops > 0)
+            and (told := info.weights_at(self.step)) is not None
+        ):
+            fields["weights"] = told
         info.passes += 1
         self.passes += 1
         if self.current is not None:

@@ -106,6 +106,7 @@ def before_step(recorder: Any, optimizer: Any) -> None:
     info.grads = state
     if full:
         weights.note_gradients(recorder, info)
+        weights.note_norms(recorder, info)
     info.before = [p.detach().clone() for p in info.probes] if full else []
     counts = recorder.current.counts if recorder.current is not None else None
     if counts is not None and counts["steps"] == 0 and recorder.train_epochs <= 16:
