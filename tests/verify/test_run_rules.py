@@ -118,6 +118,12 @@ def twin(run: Run, **fields: object) -> Run:
     return run.more("twin", **{**common, **fields})
 
 
+def averages(run: Run, *decays: float, rest: float = 1e-6) -> Run:
+    for n, decay in enumerate(decays):
+        run.more("average", id=0, cls="Net", step=10 + 3 * n, decay=decay, rest=rest)
+    return run
+
+
 def evaluate_twin(run: Run, **fields: object) -> Run:
     run.put("pass", evaluated, model=1)
     return twin(run, model=1, **fields)
@@ -226,6 +232,7 @@ PLANTED: list[tuple[str, str, Change]] = [
     ("EMA041", "never-called", twin),
     ("EMA042", "unchanged", lambda run: evaluate_twin(run, changed=False)),
     ("EMA043", "stale", lambda run: evaluate_twin(run, buffers_changed=False)),
+    ("EMA044", "swapped", lambda run: averages(run, 0.05, 0.05, 0.05)),
     # several processes
     ("DST051", "no-set-epoch", distributed),
     (
@@ -457,6 +464,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ("EMA042", "teacher", lambda run: twin(run, changed=False)),
     ("EMA042", "updated", evaluate_twin),
     ("EMA043", "renewed", evaluate_twin),
+    ("EMA044", "right", lambda run: averages(run, 0.95, 0.95, 0.95)),
     (
         "DST051",
         "told",

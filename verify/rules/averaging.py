@@ -9,6 +9,8 @@ from verify.report import Finding, Status
 from verify.rules import Subject, rule
 from verify.trace.record import Event, NotSeenError, Record
 
+# Nobody averages over less than two steps; clients of a federation share half and half.
+LEAST_DECAY = 0.4
 AVERAGES = frozenset(["ema", "average", "averaged", "avg", "swa", "shadow"])
 
 
@@ -131,3 +133,35 @@ def ema_buffers_stale(record: Record) -> Iterator[Finding]:
                 message="only the parameters are averaged; batch norms evaluate with stale statistics",
                 hint="copy or average the buffers too (AveragedModel(use_buffers=True), or update_bn)",
             )
+
+
+@rule("EMA044", subject=Subject.RUN)
+def ema_decay_upside_down(record: Record) -> Iterator[Finding]:
+    """The decay of an average of the weights is upside down.
+
+    Why it matters: each update takes nearly all of the newest weights, so that the average is the live model under
+    another name.
+    Found by: the share of the old average that is left after an update, measured at several steps, for modules, lists
+    and dicts of tensors with the shapes of the model: below 40%, and not growing.
+    Not an error: a decay that starts low and grows; a copy of the weights, of which nothing is averaged.
+
+    Wrong: `average.lerp_(value, decay)`
+    Right: `average.lerp_(value, 1 - decay)`
+    """
+    looks = record.of("average")
+    if not looks:
+        raise NotSeenError("no average of the weights was seen")
+    for number in sorted({e["id"] for e in looks}):
+        shares = [e["decay"] for e in looks if e["id"] == number]
+        clean = all(e["rest"] < 0.01 for e in looks if e["id"] == number)
+        if len(shares) < 3 or not clean:
+            continue
+        if all(1e-6 < share < LEAST_DECAY for share in shares) and shares[-1] <= 1.02 * shares[0]:
+            yield Finding(
+                measured=f"{shares[-1]:.2g} of the average is left after an update ({len(shares)} were measured)",
+                expected="most of it, such as 0.999",
+                message="the decay of the average is upside down: it is practically the live model",
+                location=record.steps[0]["loc"] if record.steps else "",
+                hint="average.lerp_(value, 1 - decay), or average.mul_(decay).add_(value, alpha=1 - decay)",
+            )
+            return

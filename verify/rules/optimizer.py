@@ -336,8 +336,9 @@ def frozen_statistics_drift(record: Record) -> Iterator[Finding]:
     """Batch norms whose weights are frozen keep updating their running statistics.
 
     Why it matters: the frozen features change all the same, and differ between training and evaluation.
-    Found by: running statistics that changed beside weights that are frozen from the start.
-    Not an error: frozen batch norms in eval mode.
+    Found by: running statistics that changed beside weights that are frozen from the start, or for the first steps of
+    an optimizer that trains other layers of the model.
+    Not an error: frozen batch norms in eval mode; networks that are frozen for every second step alone.
 
     Wrong: `requires_grad_(False)` alone
     Right: `requires_grad_(False)` and `.eval()` on the frozen part, after each `model.train()`
@@ -346,6 +347,7 @@ def frozen_statistics_drift(record: Record) -> Iterator[Finding]:
     drifting = [
         name for table in record.of("params") if table["model"] in record.trained_models for name in _drifting(table)
     ]
+    drifting = drifting or sorted({e["name"] for e in record.of("frozen_norm")})
     if drifting:
         yield Finding(
             measured=f"{plural(len(drifting), 'frozen batch norm')} with changing statistics",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from itertools import pairwise
@@ -10,6 +11,8 @@ from itertools import pairwise
 from verify.source import Function, Project
 from verify.trace.record import Record
 
+# How exactly a curve has to be a cosine, of its drop.
+EXACT = 1e-3
 # Schedules that go up and down on purpose say so.
 CYCLES = re.compile(r"cycl|restart|triang|sgdr|sawtooth|snapshot", re.IGNORECASE)
 OTHERS_THAT_STEP = re.compile(r"opt|scaler|accel|prof|bar|^xm$|env", re.IGNORECASE)
@@ -80,6 +83,28 @@ def unfinished(curve: list[float]) -> str:
 def _is_straight(values: list[float]) -> bool:
     last, drop = len(values) - 1, values[0] - values[-1]
     return all(abs(values[0] - drop * n / last - value) < 0.003 * drop for n, value in enumerate(values))
+
+
+def is_cosine(values: list[float], first: int, start: int, end: int) -> bool:
+    """Whether values at steps `first`, ... are on half a cosine from step `start` to step `end`, above any floor."""
+    shape = [math.cos(math.pi * (first + n - start) / (end - start)) for n in range(len(values))] if end > start else []
+    if not shape or first + len(values) > end + 1:
+        return False
+    mean, height = sum(shape) / len(shape), sum(values) / len(values)
+    slope = sum((a - mean) * (b - height) for a, b in zip(shape, values, strict=True))
+    slope /= sum((a - mean) ** 2 for a in shape)
+    off = max(abs(height + slope * (a - mean) - b) for a, b in zip(shape, values, strict=True))
+    # What lies beyond: the value at the end may be a floor, but no rate below zero.
+    return off < EXACT * (values[0] - values[-1]) and height - slope * (1 + mean) > -0.01 * max(values)
+
+
+def is_line(values: list[float], first: int, end: int) -> bool:
+    """Whether values at steps `first`, ... are on a line that is zero at step `end`."""
+    drop = values[0] - values[-1]
+    if not _is_straight(values) or drop <= 0:
+        return False
+    zero = first + (len(values) - 1) * values[0] / drop
+    return abs(zero - end) < 0.01 * end
 
 
 def _is_falling(values: list[float]) -> bool:

@@ -36,6 +36,8 @@ def _unit(record: Record, number: int) -> str:
     """`epoch` or `step`, by how often the scheduler is called within an epoch; or nothing."""
     calls = _calls(record, number)
     epochs = [e for e in record.epochs if e.exhausted or e.counts["batches"] >= e.limit]
+    if not record.epochs and _once_an_epoch(record, number, len(calls)):
+        return "epoch"
     if len(epochs) < 2:
         return ""
     begin, end = epochs[0].begin, epochs[1].begin
@@ -43,6 +45,13 @@ def _unit(record: Record, number: int) -> str:
     if within == 1 and epochs[0].counts["batches"] > 1:
         return "epoch"
     return "step" if within > 1 else ""
+
+
+def _once_an_epoch(record: Record, number: int, calls: int) -> bool:
+    """Whether a scheduler is stepped once an epoch by a script that cuts its batches by hand."""
+    opt = next((s["opt"] for s in record.of("scheduler") if s["id"] == number), None)
+    steps, epochs = len(record.steps_of.get(opt, [])) if opt is not None else 0, record.planned_epochs or 0
+    return record.ran_to_the_end and epochs >= 3 and calls == epochs and steps >= 2 * epochs
 
 
 def _planned_calls(record: Record, number: int) -> tuple[float, float]:
@@ -207,19 +216,22 @@ def _own_horizon(record: Record, opt: int) -> Iterator[Finding]:
 
 
 def _last_part(scheduler: Event, part: dict[str, Any], planned: tuple[float, float], unit: str) -> Finding | None:
-    """A cosine at the end of a sequence that is over long before the run."""
+    """A cosine at the end of a sequence that is over long before the run, or hardly begins within it."""
     milestones, parts = scheduler["numbers"].get("_milestones"), _parts(scheduler)
     if not milestones or part is not parts[-1] or part["cls"] != COSINE or part["numbers"].get("T_max") is None:
         return None
     end = milestones[-1] + part["numbers"]["T_max"]
-    if any(end >= TOO_SHORT * plan for plan in planned):
+    short, long = all(end < TOO_SHORT * plan for plan in planned), all(end > TOO_LONG * plan for plan in planned)
+    if not short and not long:
         return None
     return Finding(
-        measured=f"{part['cls']} ends after {end} {unit}s, the run steps it {_counted(planned, unit)}",
+        measured=f"{part['cls']} from {milestones[-1]} to {end} {unit}s, the run steps it {_counted(planned, unit)}",
         expected="as long as the run",
-        message="the cosine reaches its minimum early and climbs back to the full rate",
+        message="the cosine reaches its minimum early and climbs back to the full rate"
+        if short
+        else "the last part of the schedule has hardly begun when the run ends; it never anneals",
         location=scheduler["loc"],
-        hint="the horizon is the number of times that scheduler.step() is called",
+        hint="milestones and horizons are numbers of calls of scheduler.step(), and add up to all of the run's",
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 MOST_OPERATIONS = 200  # between a model's output and the loss
+MOST_LOOKS = 40
 NORMS = (nn.modules.batchnorm._NormBase,)
 DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
@@ -26,6 +27,15 @@ class ModelInfo:
         self.rates = [m.p for m in self.dropouts]
         self.rates_told = False
         self.passes = 0
+        self.next_look, self.looks = 0, 0
+
+    def weights_at(self, step: int) -> float | None:
+        """A checksum of a few weights, at more and more distant steps; None in between."""
+        if step < self.next_look or self.looks >= MOST_LOOKS or not self.named:
+            return None
+        self.next_look, self.looks = step + 1 + step // 8, self.looks + 1
+        ends = [self.named[0][1], self.named[-1][1]]
+        return sum(float(p.detach().reshape(-1)[:1000].double().sum()) for p in ends)
 
     def modes(self) -> tuple[float, float]:
         """Shares of norms and of dropouts that are in train mode; -1 where there are none."""

@@ -72,12 +72,16 @@ class Recorder:
         self.eval_phases = 0
         self.passes = 0
         self.snapshot: dict[int, tuple[Tensor, Tensor, bool]] | None = None
+        self.frozen_norms: dict[int, list[Any]] = {}
         self.frozen_later: dict[int, tuple[Tensor, Tensor]] = {}
         self.step_depth = 0
         self.snapshot_size = 0
         self.graded: set[int] = set()
         self.parts: dict[tuple[int, int], list[bool]] = {}
         self.twins: dict[int, tuple[nn.Module, list[Tensor], list[Tensor]]] = {}
+        self.averaged: nn.Module | None = None
+        self.held_averages: list[Any] = []
+        self.average_looks: list[Any] = []
         self.captured = False
         self.captured_of: int | None = None
         self.captures = 0
@@ -354,6 +358,13 @@ class Recorder:
             "wrapped": id(module) in self.wrapped_models,
             "autocast": autocast(),
         }
+        if (
+            not grad
+            and module.training
+            and (norms > 0 or drops > 0)
+            and (told := info.weights_at(self.step)) is not None
+        ):
+            fields["weights"] = told
         info.passes += 1
         self.passes += 1
         if self.current is not None:
@@ -547,7 +558,7 @@ class Recorder:
         for name, value in list(vars(self).items()):
             if isinstance(value, (dict, list, set)):
                 setattr(self, name, type(value)())
-            elif name.startswith("last_") or name in ("current", "snapshot"):
+            elif name.startswith("last_") or name in ("current", "snapshot", "averaged"):
                 setattr(self, name, None)
 
     # -- what the script says --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import capture, rates, saving, weights
+from . import averages, capture, rates, saving, weights
 from .events import finite
 from .quiet import quiet
 from .weights import gradient_state
@@ -99,11 +99,14 @@ def before_step(recorder: Any, optimizer: Any) -> None:
         weights.take_snapshot(recorder)
     state = gradient_state(info.probes)
     full = info.steps + 1 in FULL_LOOKS
+    averages.end(recorder)
+    averages.begin(recorder, info.steps + 1)
     if state in ("none", "zero", "nonfinite") or full:
         state = gradient_state(info.parameters())
     info.grads = state
     if full:
         weights.note_gradients(recorder, info)
+        weights.note_norms(recorder, info)
     info.before = [p.detach().clone() for p in info.probes] if full else []
     counts = recorder.current.counts if recorder.current is not None else None
     if counts is not None and counts["steps"] == 0 and recorder.train_epochs <= 16:

@@ -26,6 +26,8 @@ LOSSES = (
 )  # fmt: skip
 # Full statistics of a loss's input for so many calls, then for every so many.
 DESCRIBED, DESCRIBED_EVERY = 40, 25
+# Steps in which the optimizers of clipped gradients are looked for.
+HOLDERS_LOOKED_AT = 60
 # Calls of functional gradients that are written down.
 MOST_FUNCTIONAL = 50
 
@@ -459,10 +461,20 @@ def _note_clip(recorder: Recorder, name: str, args: tuple, options: dict, result
         norm=norm,
         backwards=backwards,
         tensors=len(tensors),
+        graded=sum(getattr(p, "grad", None) is not None for p in tensors),
+        holders=_holders(recorder, ids),
         step=recorder.step,
         iteration=recorder.current.iteration if recorder.current is not None else None,
         loc=recorder.here(),
     )
+
+
+def _holders(recorder: Recorder, ids: set[int]) -> list[int] | None:
+    """The optimizers that hold some of these tensors; None when enough of them were looked at."""
+    if recorder.step >= HOLDERS_LOOKED_AT:
+        return None
+    infos = list(recorder.optimizers.values())[:8]
+    return [info.number for info in infos if any(id(p) in ids for p in info.parameters())]
 
 
 def _hook_amp(recorder: Recorder) -> None:

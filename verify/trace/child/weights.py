@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import averages
 from .events import finite
 from .passes import ModelInfo
+from .quiet import quiet
 
 if TYPE_CHECKING:
     from .steps import OptimizerInfo
 
+# Looks at frozen batch norms, the optimizer's 1st to 4th, after which their statistics must be what they were.
+FROZEN_LOOKS = 4
 LARGEST_SNAPSHOT = 2 * 2**30
 PARTS, SMALLEST_PART = (2, 3), 4
 
@@ -64,6 +68,39 @@ def note_frozen(recorder: Any) -> None:
     for p, _, was_trainable in (recorder.snapshot or {}).values():
         if was_trainable and not p.requires_grad and id(p) not in recorder.frozen_later:
             recorder.frozen_later[id(p)] = (p, p.detach().clone())
+
+
+@quiet
+def note_norms(recorder: Any, info: OptimizerInfo) -> None:
+    """Batch norms with frozen weights in models that this optimizer trains: their statistics, from look to look.
+
+    One that is trained again is forgotten: adversarial training freezes a network for each step of the other.
+    """
+    held = {id(p) for p in info.parameters() if p.requires_grad}
+    for model in list(recorder.models.values())[:8]:
+        trained = any(id(p) in held for _, p in model.named)
+        for norm in model.norms:
+            weight = getattr(norm, "weight", None)
+            if weight is None or weight.requires_grad:
+                recorder.frozen_norms.pop(id(norm), None)
+            elif trained:
+                _follow(recorder, id(norm), model.number, norm)
+
+
+def _follow(recorder: Any, key: int, model: int, norm: Any) -> None:
+    seen = recorder.frozen_norms.get(key)
+    now = norm.running_mean.detach()
+    if seen is None:
+        recorder.frozen_norms[key] = [norm, now.clone(), 1]
+        return
+    seen[2] += 1
+    if seen[2] == FROZEN_LOOKS and norm.training and not torch.equal(seen[1], now):
+        recorder.emit("frozen_norm", model=model, name=_name_of(recorder, model, norm), step=recorder.step)
+
+
+def _name_of(recorder: Any, model: int, norm: Any) -> str:
+    module = next(info.module for info in recorder.models.values() if info.number == model)
+    return next((name for name, one in module.named_modules() if one is norm), type(norm).__name__)
 
 
 def note_weights(recorder: Any, info: OptimizerInfo) -> None:
@@ -208,6 +245,7 @@ def find_twins(recorder: Any, last: bool = False) -> None:
             continue
         start = [p.detach().clone() for p in parameters]
         recorder.twins[id(item)] = (item, start, [b.detach().clone() for b in item.buffers()])
+    averages.find(recorder, main)
 
 
 def _write_twin(recorder: Any, twin: nn.Module, start: list[Tensor], buffers: list[Tensor]) -> None:
