@@ -101,6 +101,29 @@ def box_clipped_after(x: Tensor, y: Tensor, model: Callable) -> Tensor:
     return F.cross_entropy(model(pasted(x)), 0.4 * soft(y) + 0.6 * soft(y[PARTNER]))
 
 
+def label_of_another(x: Tensor, y: Tensor, model: Callable) -> Tensor:
+    targets = LAM * soft(y, 0.1) + (1 - LAM) * soft(y[PARTNER.roll(3)], 0.1)
+    return F.cross_entropy(model(mixed(x)), targets)
+
+
+def towards_a_teacher(logits: Tensor) -> Tensor:
+    return F.kl_div(logits.log_softmax(1), torch.linspace(1, 2, CLASSES).softmax(0).expand_as(logits))
+
+
+def distilled(x: Tensor, y: Tensor, model: Callable, own: float = LAM) -> Tensor:
+    logits = model(mixed(x))
+    hard = own * F.cross_entropy(logits, y) + (1 - own) * F.cross_entropy(logits, y[PARTNER])
+    return 0.3 * hard + 5 * towards_a_teacher(logits)
+
+
+def distilled_swapped(x: Tensor, y: Tensor, model: Callable) -> Tensor:
+    return distilled(x, y, model, own=1 - LAM)
+
+
+def distilled_off(x: Tensor, y: Tensor, model: Callable) -> Tensor:
+    return distilled(x, y, model, own=0.5)
+
+
 def smoothing_by_class(x: Tensor, y: Tensor, model: Callable) -> Tensor:
     targets = F.one_hot(y, CLASSES) * 0.8 + 0.2
     return -(targets * model(x).log_softmax(1)).sum(1).mean()
@@ -110,7 +133,18 @@ def softmax_over_batch(x: Tensor, y: Tensor, model: Callable) -> Tensor:
     return -(soft(y, 0.1) * model(x).log_softmax(0)).sum(1).mean()
 
 
-def findings(recipe: Recipe) -> list[Check]:
+def noting(probe: TargetsProbe, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Cross entropy as the recorder hooks it."""
+
+    def loss(scores: Tensor, target: Tensor, **options: object) -> Tensor:
+        output = original(scores, target, **options)
+        probe.note_loss("cross_entropy", output, target if target.dim() == 1 else None)
+        return output
+
+    return loss
+
+
+def findings(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> list[Check]:
     """What the rules say after three steps with a recipe."""
     generator = torch.Generator().manual_seed(0)
     layer = torch.nn.Linear(3 * 8 * 8, CLASSES)
@@ -127,7 +161,9 @@ def findings(recipe: Recipe) -> list[Check]:
             return logits
 
         probe.deliver((images, labels))
-        recipe(images, labels, model).backward()
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "cross_entropy", noting(probe, F.cross_entropy))
+            recipe(images, labels, model).backward()
         found = probe.result()
         if found is not None:
             events.append({"kind": "targets", "i": step, "step": step, "loc": "train.py:1", **found})
@@ -144,12 +180,15 @@ def findings(recipe: Recipe) -> list[Check]:
         (unmixed, "DAT218", "warn"),
         (in_place_twice, "DAT218", "warn"),
         (box_clipped_after, "DAT218", "warn"),
+        (label_of_another, "DAT218", "fail"),
+        (distilled_swapped, "DAT218", "fail"),
+        (distilled_off, "DAT218", "warn"),
         (smoothing_by_class, "LOS913", "warn"),
         (softmax_over_batch, "LOS909", "fail"),
     ],
 )
-def test_wrong_targets_are_found(recipe: Recipe, code: str, status: str) -> None:
-    assert [(c.code, c.status) for c in findings(recipe)] == [(code, status)]
+def test_wrong_targets_are_found(recipe: Recipe, code: str, status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [(c.code, c.status) for c in findings(recipe, monkeypatch)] == [(code, status)]
 
 
 @pytest.mark.parametrize(
@@ -164,10 +203,11 @@ def test_wrong_targets_are_found(recipe: Recipe, code: str, status: str) -> None
         class_weights,
         focal,
         two_heads_of_classes,
+        distilled,
     ],
 )
-def test_healthy_targets_pass(recipe: Recipe) -> None:
-    assert findings(recipe) == []
+def test_healthy_targets_pass(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings(recipe, monkeypatch) == []
 
 
 def test_weights_of_a_mixed_batch_are_measured() -> None:

@@ -14,6 +14,8 @@ EXACT, WRONG = 2e-3, 2e-2
 # Parts are measured on a few thousand values of each image, sums on all digits.
 SHARE_TOLERANCE = {"sum": 0.02, "parts": 0.06}
 MOST_SMOOTHING = 0.35
+# Labels of other images are by chance those of the partner in fewer samples.
+MOST_CHANCE = 0.5
 
 
 def _mixed(record: Record) -> list[Event]:
@@ -34,7 +36,8 @@ def mix_targets(record: Record) -> Iterator[Finding]:
     Why it matters: an image that is 90% cat is taught as 90% dog, or as all cat; the augmentation then is label noise.
     Found by: a batch as the loader delivered it is compared with what the model is given, which yields the weight of
     each image in each; the targets follow from the gradient of the logits, which for any cross entropy is a multiple
-    of softmax(logits) - targets. No name and no loss function needs to be known.
+    of softmax(logits) - targets. No name and no loss function needs to be known. Where other terms are added to the
+    loss, the weights that two cross entropies of the labels get in it tell.
     Not an error: label smoothing, a partner that is the image itself, one weight a sample. Targets that are not mixed
     at all are a warning, because some augmentations keep the label on purpose; so are weights that do not sum to 1.
 
@@ -51,6 +54,13 @@ def mix_targets(record: Record) -> Iterator[Finding]:
     swapped = [e for e in unfit if _explains(e, "swapped")]
     unmixed = [e for e in unfit if _explains(e, "unmixed")]
     other = [e for e in unfit if _explains(e, "two") and _share_is_off(e) and e not in swapped and e not in unmixed]
+    # Of pasted parts several images may be the source.
+    summed = [e for e in unfit if e["how"] == "sum" and not _explains(e, "two") and e.get("partner") is not None]
+    stranger = [e for e in summed if e["partner"] < MOST_CHANCE]
+    # Beside other terms, such as distillation, the weights of the two losses of the labels tell.
+    among = [e for e in unfit if not _explains(e, "two") and e.get("called") is not None and _share_is_off(e)]
+    swapped += [e for e in among if abs(1 - e["own"] / e["sum"] - e["called"]) <= SHARE_TOLERANCE[e["how"]]]
+    other += [e for e in among if e not in swapped]
     for events, status, said, hint in (
         (
             swapped,
@@ -60,6 +70,12 @@ def mix_targets(record: Record) -> Iterator[Finding]:
         ),
         (unmixed, Status.WARN, "the targets are not mixed", "lam * loss(y) + (1 - lam) * loss(y[partner])"),
         (
+            stranger,
+            Status.FAIL,
+            "the second label is not that of the second image",
+            "mix images and labels with the same permutation",
+        ),
+        (
             other,
             Status.WARN,
             "the weights of the targets are not those of the images",
@@ -67,21 +83,29 @@ def mix_targets(record: Record) -> Iterator[Finding]:
         ),
     ):
         if len(events) >= ENOUGH:
-            one = max(events, key=lambda e: abs(e["own"] - e["two_own"]))
+            one = max(events, key=lambda e: abs(e["own"] / e["sum"] - _label_share(e)))
             yield Finding(
                 status=status,
-                measured=f"a share of {one['own']:.2f} of the image, {one['two_own']:.2f} of its label, "
-                f"at one of {len(events)} such steps",
-                expected="equal shares",
+                measured=f"a share of {one['own']:.2f} of the image, {_label_share(one):.2f} of its label, "
+                f"at one of {len(events)} such steps"
+                if events is not stranger
+                else f"{one['partner']:.0%} of the second labels are those of the second images",
+                expected="equal shares" if events is not stranger else "100%",
                 message=said,
                 location=one["loc"],
                 hint=hint,
             )
 
 
+def _label_share(event: Event) -> float:
+    """The weight of the own label among two."""
+    found = event["called"] if event.get("called") is not None else event["two_own"]
+    return float(found) if found is not None else 0.0
+
+
 def _share_is_off(event: Event) -> bool:
-    shares = event["own"] / event["sum"], event["two_own"]
-    return shares[1] is not None and abs(shares[0] - shares[1]) > SHARE_TOLERANCE[event["how"]]
+    known = event.get("called") is not None or event["two_own"] is not None
+    return known and abs(event["own"] / event["sum"] - _label_share(event)) > SHARE_TOLERANCE[event["how"]]
 
 
 def _weights_do_not_sum(mixed: list[Event]) -> Iterator[Finding]:

@@ -417,6 +417,7 @@ class Recorder:
     def note_loss(self, fields: dict[str, Any], output: Tensor, inputs: Tensor) -> None:
         """A loss function was called."""
         self.last_loss = {**fields, "node": output.grad_fn}
+        self.targets_probe.note_loss(fields["fn"], output, fields.get("target_tensor"))
         if self.inside:  # a model that computes its loss itself: the pass is known when it is over
             self.inner_losses.append(fields)
             self.emit("loss", step=self.step, **{k: v for k, v in fields.items() if k != "target_tensor"})

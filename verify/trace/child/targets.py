@@ -24,6 +24,8 @@ MOST_UNKNOWN = 6
 # A weight of one of two mixed images below this tells nothing.
 SMALLEST_WEIGHT = 0.05
 EXACT = 1e-3
+# Losses of one batch that are looked at, batches whose gradients are added, samples that must show a second label.
+MOST_CALLS, MOST_ACCUMULATED, FEWEST_TOLD = 6, 8, 4
 
 
 class TargetsProbe:
@@ -36,6 +38,7 @@ class TargetsProbe:
         self.labels: Tensor | None = None
         self.watched: tuple[Tensor, Tensor] | None = None
         self.gradient: Tensor | None = None
+        self.calls: list[tuple[Tensor, list[float]]] = []
 
     @property
     def is_done(self) -> bool:
@@ -56,6 +59,7 @@ class TargetsProbe:
     def watch(self, model_input: Any, logits: Any) -> None:
         """Ask for the gradient of the logits, (B, K)."""
         self.watched = self.gradient = None
+        self.calls = []
         if self.before is None or self.labels is None or not isinstance(logits, Tensor) or not logits.requires_grad:
             return
         inputs = next(tensors_of(model_input), None)
@@ -70,6 +74,30 @@ class TargetsProbe:
         if self.plain_left > 0 or not unchanged:
             self.watched = (after.double(), logits.detach().cpu().double().clone())
             logits.register_hook(self._receive)
+
+    def note_loss(self, name: str, output: Tensor, target: Tensor | None) -> None:
+        """Ask what weight a loss of class numbers gets in what `backward` starts from."""
+        single = name in ("cross_entropy", "nll_loss") and output.numel() == 1 and output.requires_grad
+        if self.watched is None or target is None or not single or len(self.calls) >= MOST_CALLS:
+            return
+        weight: list[float] = []
+        self.calls.append((target.detach().cpu().long().clone(), weight))
+        output.register_hook(lambda gradient: weight.append(float(gradient)))
+
+    def _called(self, partners: Tensor) -> float | None:
+        """The weight of the own labels among losses of the own and of the partners' labels, if there are no others."""
+        assert self.labels is not None
+        mixed = partners != torch.arange(len(partners))
+        shares = {"own": 0.0, "partner": 0.0}
+        for target, weight in self.calls:
+            if not weight or target.shape != self.labels.shape:
+                return None
+            own = torch.equal(target, self.labels)
+            if not own and not torch.equal(target[mixed], self.labels[partners][mixed]):
+                return None
+            shares["own" if own else "partner"] += weight[0]
+        total = sum(shares.values())
+        return shares["own"] / total if all(shares.values()) and total else None
 
     def _receive(self, gradient: Tensor) -> None:
         self.gradient = gradient.detach().cpu().double().clone()
@@ -98,10 +126,12 @@ class TargetsProbe:
                 return None
             self.mixed_left -= 1
         sums = weights.sum(dim=1)
+        called = self._called(partners_of(weights))
         return {
             "how": how,
             "own": round(own.median().item(), 4),
             "sum": round(sums.median().item(), 4),
+            "called": None if called is None else round(called, 4),
             **_towards(logits, gradient, self.labels, weights / sums[:, None]),
         }
 
@@ -176,8 +206,7 @@ def _pairs(before: Tensor, after: Tensor) -> Tensor | None:
 def _towards(logits: Tensor, gradient: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Any]:
     """Which targets explain the gradient, as relative errors, and the weight of the own label among two."""
     classes = one_hot(labels, logits.shape[1]).double()
-    others = weights - torch.diag(weights.diagonal())
-    partners = torch.where(others.any(dim=1), others.argmax(dim=1), torch.arange(len(labels)))
+    partners = partners_of(weights)
     own = weights.diagonal()[:, None]
     mixed = weights @ classes
     swapped = own * classes[partners] + (1 - own) * classes
@@ -191,9 +220,38 @@ def _towards(logits: Tensor, gradient: Tensor, labels: Tensor, weights: Tensor) 
         "unmixed": _short(_explained(rows, gradient, classes)[0]),
         "two": _short(error_two),
         "two_own": _short(two[0] / both) if both.abs() > EXACT else None,
+        "partner": _second_label(rows, gradient, labels, partners),
         "over_batch": _short(_over_batch(columns, gradient, mixed)),
         "smoothing": _short(1 - shares[0] / shares.sum()),
     }
+
+
+def partners_of(weights: Tensor) -> Tensor:
+    """The number of the sample that each is mixed with, (B,); its own where it is not."""
+    others = weights - torch.diag(weights.diagonal())
+    return torch.where(others.any(dim=1), others.argmax(dim=1), torch.arange(len(weights)))
+
+
+def _second_label(probabilities: Tensor, gradient: Tensor, labels: Tensor, partners: Tensor) -> float | None:
+    """If the targets are the own label, one other and a uniform rest: how often the other is that of the partner.
+
+    With a mean over the batch and a few accumulated batches, or a sum, the targets are softmax(z) - scale x gradient.
+    """
+    count, classes = probabilities.shape
+    if classes < 4:
+        return None
+    own = one_hot(labels, classes).bool()
+    for scale in (1, *(count * number for number in range(1, MOST_ACCUMULATED + 1))):
+        targets = probabilities - scale * gradient
+        second = targets.masked_fill(own, -torch.inf).argmax(dim=1)
+        uniform = targets[~(own | one_hot(second, classes).bool())]
+        if (uniform - uniform.mean()).abs().max() > EXACT or uniform.mean() < -EXACT:
+            continue
+        weight = targets.gather(1, second[:, None])[:, 0] - uniform.mean()
+        told = (weight > SMALLEST_WEIGHT) & (labels[partners] != labels)
+        if told.sum() >= FEWEST_TOLD:
+            return _short((second == labels[partners])[told].double().mean())
+    return None
 
 
 def _over_batch(columns: Tensor, gradient: Tensor, targets: Tensor) -> Tensor:
