@@ -24,6 +24,7 @@ from .learn_probes import learn, numbers
 from .mask_probes import masks
 from .measuring import Clock, Json, Unavailable, attempt, attempt_each
 from .split_probes import overlap
+from .stored_probes import sampler_classes, stored_changes
 from .views import View
 from .worker_probes import workers
 
@@ -68,6 +69,8 @@ def _probe(capture: Any) -> Json:
         ("overlap", lambda: attempt_each(evals, lambda view: overlap(train, view, clock.until(2.5)))),
         ("augmentation", lambda: augmentation(train, evals, clock)),
         ("stats", lambda: stats(train, evals, capture)),
+        ("sampler", lambda: sampler_classes(train)),
+        ("stored", lambda: stored_changes(train, clock.until(1.0))),
         ("class_maps", lambda: class_maps(train, evals)),
         ("labels", lambda: labels(train, evals)),
         ("workers", lambda: workers(train, result.get("augmentation") or {}, clock.until(2.0))),
