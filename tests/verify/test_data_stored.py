@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from tests.verify.test_data_rules import Run
+from tests.verify.trace.runs import PLAIN, watched
 from verify.report import Finding, Status
 from verify.rules.data_splits import splits_overlap
 from verify.rules.data_stored import crop_without_room, sampler_upside_down, stored_data_changes
@@ -180,3 +182,56 @@ def test_files_of_equal_content(tmp_path: Path, seed: int, bad: bool) -> None:
     made = found(splits_overlap, train, DataLoader(Files(tmp_path, "val"), batch_size=16))
     assert bool(made) is bad
     assert not bad or made[0].status is Status.FAIL
+
+
+BY_HAND = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+x_train, x_val = torch.rand(96, 1, 8, 8), torch.rand(32, 1, 8, 8)
+y_train, y_val = (x_train.mean((1, 2, 3)) > 0.5).long(), (x_val.mean((1, 2, 3)) > 0.5).long()
+model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+again = x_train.clone()
+STORE
+
+
+def train_epoch(x):
+    CHANGE
+    model.train()
+    for index in torch.randperm(len(x)).split(16):
+        loss = nn.functional.cross_entropy(model(x[index]), y_train[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+for epoch in range(3):
+    train_epoch(x_train)
+    model.eval()
+    with torch.no_grad():
+        print((model(x_val).argmax(1) == y_val).float().mean())
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "store", "bad"),
+    [
+        ("x.add_(0.1 * torch.randn_like(x))", "del again", True),
+        ("x.copy_(torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x))\n    x.mul_(1.01)", "del again", True),
+        ("x = x + 0.1 * torch.randn_like(x)", "del again", False),
+        ("pass", "del again", False),
+        ("x.copy_(x[torch.randperm(len(x))])", "del again", False),
+        ("x.normal_()", "del again", False),
+        ("x.copy_(again + 0.1 * torch.randn_like(x))", "", False),
+    ],
+)
+def test_tensors_that_batches_are_cut_from(tmp_path: Path, change: str, store: str, bad: bool) -> None:
+    script = BY_HAND.replace("STORE", store).replace("CHANGE", change)
+    record = watched(tmp_path, script, cut=replace(PLAIN, probe_seconds=10.0))
+    try:
+        made = [one for one in stored_data_changes(record) if one.status is not Status.PASS]
+    except NotSeenError:
+        made = []
+    assert bool(made) is bad

@@ -47,6 +47,7 @@ class Capture:
         image_like: whether the inputs are (B, C, H, W).
         deadline: `time.monotonic()` at which all must be over.
         constructor: (class, arguments) that built the model, where they are plain values.
+        remembered: rows of tensors that batches may be cut from by hand, as they were at the first step.
     """
 
     model: nn.Module | None
@@ -60,6 +61,7 @@ class Capture:
     image_like: bool
     deadline: float
     constructor: tuple[type, dict[str, Any]] | None = None
+    remembered: Any = ()
 
 
 def make(recorder: Any) -> Capture:
@@ -96,6 +98,7 @@ def make(recorder: Any) -> Capture:
         image_like=first is not None and first.dim() == 4,
         deadline=time.monotonic() + recorder.session.settings["probe_seconds"],
         constructor=recorder.constructed.get(id(one.info.module)) if one else None,
+        remembered=recorder.remembered,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 
 from . import hand_cut
 from .augmentation_probes import augmentation, flags
+from .held_data import held_changes
 from .input_probes import model_stats, stats
 from .label_probes import class_maps, labels
 from .learn_probes import learn, numbers
@@ -90,10 +91,12 @@ def _nothing(capture: Any, why: str) -> Json:
 
 def _of_hand_cut_batches(capture: Any, clock: Clock) -> Json:
     """What can be asked of tensors alone, when the script cuts its batches from them without a DataLoader."""
+    stored = attempt(lambda: held_changes(capture, clock.until(1.0)))
     try:
         use, others, overlaps = hand_cut.splits(capture, clock.until(4.0))
     except Exception as why:
-        return _nothing(capture, str(why) if isinstance(why, Unavailable) else "no training loader was seen")
+        nothing = _nothing(capture, str(why) if isinstance(why, Unavailable) else "no training loader was seen")
+        return {**nothing, "stored": stored}
     train = View(use, "train", None)
     evals = [View(other, "eval", train) for other in others]
     for view in (train, *evals):
@@ -108,6 +111,7 @@ def _of_hand_cut_batches(capture: Any, clock: Clock) -> Json:
         "class_maps": cut,
         "workers": cut,
         "flags": cut,
+        "stored": stored,
         "labels": attempt(lambda: labels(train, evals)),
         "learn": attempt(lambda: learn(train, evals, clock.until(2.0))),
     }
