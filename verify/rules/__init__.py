@@ -27,6 +27,7 @@ MODULES = (
     "data",
     "data_fitting",
     "data_stored",
+    "data_per_split",
     "mixing",
     "gradient",
     "training",

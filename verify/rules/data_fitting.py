@@ -242,12 +242,13 @@ def _by_loop(project: Project, one: Standardised) -> bool:
         for loop in loops:
             if isinstance(loop, ast.For | ast.comprehension) and isinstance(loop.iter, ast.Tuple | ast.List):
                 bound = {part.id for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
-                if bound & names and {"train", "eval"} <= _roles_of_elements(loop.iter):
+                if bound & names and {"train", "eval"} <= roles_of_elements(loop.iter):
                     return True
     return False
 
 
-def _roles_of_elements(node: ast.Tuple | ast.List) -> set[str]:
+def roles_of_elements(node: ast.Tuple | ast.List) -> set[str]:
+    """The splits that the elements of a literal stand for, by name or by value."""
     found: set[str] = set()
     for element in node.elts:
         found |= {role(str(literal(element)))} if isinstance(element, ast.Constant) else roles_in(element)
@@ -262,8 +263,8 @@ def _by_calls(project: Project, one: Standardised) -> bool:
     given = {arg.arg for arg in function.args.args} - {"self", "cls"}
     if not _depends(function, one.of, given):
         return False
-    calls = [call for call in project.calls_of.get(function, []) if not _is_repeated(project, call)]
-    splits = [_split_of_call(project, call) for call in calls]
+    calls = [call for call in project.calls_of.get(function, []) if not is_repeated(project, call)]
+    splits = [split_of_call(project, call) for call in calls]
     return "train" in splits and "eval" in splits
 
 
@@ -277,7 +278,7 @@ def _always_runs(project: Project, one: Standardised) -> bool:
     return False
 
 
-def _is_repeated(project: Project, call: ast.Call) -> bool:
+def is_repeated(project: Project, call: ast.Call) -> bool:
     """Whether a call stands in a loop, which may go over single samples."""
     return any(isinstance(up, LOOPS) for up in project.ancestors(call))
 
@@ -295,7 +296,8 @@ def _depends(function: Function, node: ast.expr, given: set[str]) -> bool:
     return any(isinstance(part, ast.Name) and part.id in known for part in ast.walk(node))
 
 
-def _split_of_call(project: Project, call: ast.Call) -> str:
+def split_of_call(project: Project, call: ast.Call) -> str:
+    """The one split that the arguments of a call stand for, or nothing."""
     values = [*call.args, *(item.value for item in call.keywords)]
     roles = {role(str(value.value)) for value in values if isinstance(value, ast.Constant)}
     roles = (roles | set().union(set(), *(roles_in(value) for value in values))) - {""}
