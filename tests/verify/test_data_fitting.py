@@ -86,6 +86,7 @@ def test_own_statistics(code: str) -> None:
     [
         "m, s = x_train.mean(0), x_train.std(0)\na, b = ((x - m) / s for x in (x_train, x_test))",
         "a, b = ((x - x.mean((1, 2))) / x.std((1, 2)) for x in (x_train, x_test))",
+        "def scale(x):\n    return (x - x.mean(0)) / x.std(0)\na, b = scale(train_logits), scale(test_logits)",
         "z = (val_scores - val_scores.mean()) / val_scores.std()",
         "class D:\n    def __getitem__(self, i):\n        x = self.x[i]\n        return (x - x.mean()) / x.std()\n",
         "def load(split):\n    x = np.load('all.npy')\n    x = (x - x.mean(0)) / x.std(0)\n    return x[index[split]]\n"

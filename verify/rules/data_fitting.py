@@ -20,6 +20,8 @@ FITTERS = (
 # Fitted on the labels of another split they give the same numbers whenever all classes occur there.
 OF_LABELS = re.compile(r"Label|Encoder|Binarizer")
 OF_PLOTS = re.compile(r"tsne|umap|MDS|isomap|reducer|embed|proj", re.IGNORECASE)
+# Answers of a network, which are compared and not trained on.
+OF_OUTPUTS = re.compile(r"logit|pred|score|prob|output|loss|err|resid|reward|advantage", re.IGNORECASE)
 LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.GeneratorExp, ast.DictComp, ast.SetComp)
 
 
@@ -158,7 +160,7 @@ def own_statistics(record: Record) -> Iterator[Finding]:
     depends on the samples that happen to be evaluated together, and a single sample cannot be predicted at all.
     Found by: reading the source: `(x - x.mean()) / x.std()` over the samples, written for training and for validation
     or test data, applied to both in a loop, or in a function that is called for both and has nothing else to go by.
-    Not an error: statistics of the training data for all splits; each sample by its own statistics.
+    Not an error: statistics of the training data for all splits; each sample by its own statistics; logits and scores.
 
     Wrong: `x_train, x_test = ((x - x.mean(0)) / x.std(0) for x in (x_train, x_test))`
     Right: `mean, std = x_train.mean(0), x_train.std(0)`, and `(x - mean) / std` for every split
@@ -166,6 +168,8 @@ def own_statistics(record: Record) -> Iterator[Finding]:
     project = project_of(record)
     found = [one for node in project.nodes(ast.BinOp) if (one := _standardised(project, node)) is not None]
     for one in found:
+        if OF_OUTPUTS.search(one.text):
+            continue
         if _by_name(project, one, found) or _by_loop(project, one) or _by_calls(project, one):
             yield Finding(
                 measured=ast.unparse(one.node),
@@ -264,6 +268,8 @@ def _by_calls(project: Project, one: Standardised) -> bool:
     if not _depends(function, one.of, given):
         return False
     calls = [call for call in project.calls_of.get(function, []) if not is_repeated(project, call)]
+    if any(OF_OUTPUTS.search(ast.unparse(value)) for call in calls for value in call.args):
+        return False
     splits = [split_of_call(project, call) for call in calls]
     return "train" in splits and "eval" in splits
 
