@@ -38,7 +38,7 @@ def found(rule: str, **fields: Any) -> Status | None:
     ],
 )
 def test_class_weights(counts: list[int], weights: list[float], expected: Status | None) -> None:
-    assert found("LOS914", counts=counts, weight=weights) is expected
+    assert found("LOS917", counts=counts, weight=weights) is expected
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_class_weights(counts: list[int], weights: list[float], expected: Status
 )
 def test_positive_weights(positives: list[float], weights: list[float], expected: Status | None) -> None:
     fields = {"fn": "binary_cross_entropy_with_logits", "counts": positives, "pos_weight": weights, "count_of": 200}
-    assert found("LOS914", **fields) is expected
+    assert found("LOS917", **fields) is expected
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_positive_weights(positives: list[float], weights: list[float], expected
 )
 def test_targets_of_binary_losses(low: float, high: float, more: dict[str, Any], expected: Status | None) -> None:
     target = {"shape": [16, 10], "float": True, "min": low, "max": high}
-    assert found("LOS915", fn="binary_cross_entropy_with_logits", target=target, **more) is expected
+    assert found("LOS918", fn="binary_cross_entropy_with_logits", target=target, **more) is expected
 
 
 def test_weights_and_counts_are_recorded(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def _summed(events: list[Event]) -> list[float]:
     return [float(sum(column)) for column in zip(*(event["counts"] for event in events), strict=True)]
 
 
-@rule("LOS914", subject=Subject.RUN)
+@rule("LOS917", subject=Subject.RUN)
 def weights_upside_down(record: Record) -> Iterator[Finding]:
     """The weights of the classes grow with how often they occur.
 
@@ -124,7 +124,7 @@ def _inverted_positives(place: str, events: list[Event]) -> Iterator[Finding]:
     )
 
 
-@rule("LOS915", subject=Subject.RUN)
+@rule("LOS918", subject=Subject.RUN)
 def targets_no_probabilities(record: Record) -> Iterator[Finding]:
     """Targets of a binary cross entropy lie outside of 0 to 1.
 
