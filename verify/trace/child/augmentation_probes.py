@@ -50,6 +50,7 @@ def augmentation(train: View, evals: list[View], clock: Clock) -> Json:
         "run": run,
         "run_changes_input": watcher.changed,
         "alive": attempt(_alive_random_transforms),
+        "crops": list(watcher.crops.values()),
     }
 
 
@@ -193,6 +194,7 @@ class TransformWatcher:
     def __init__(self) -> None:
         self.classes: set[str] = set()
         self.changed = False
+        self.crops: dict[int, Json] = {}
         self._undo: list[Callable[[], Any]] = []
 
     def names(self) -> list[str]:
@@ -203,12 +205,23 @@ class TransformWatcher:
         if not _looks_random(type(module)):
             return
         self.classes.add(type(module).__name__)
+        if type(module).__name__ == "RandomCrop" and getattr(module, "padding", 0) is None:
+            with contextlib.suppress(Exception):
+                self._note_crop(module, input_of(args), input_of(output))
         if self.changed:
             return
         with contextlib.suppress(Exception):
             before, after = input_of(args), input_of(output)
             if before is not None and after is not None and digest_of(before) != digest_of(after):
                 self.changed = True
+
+    def _note_crop(self, crop: Any, before: torch.Tensor | None, after: torch.Tensor | None) -> None:
+        """Whether a crop without padding had any room: its result is smaller than what it was given."""
+        if before is None or after is None:
+            return
+        entry = self.crops.setdefault(id(crop), {"size": list(crop.size), "calls": 0, "without_room": 0})
+        entry["calls"] += 1
+        entry["without_room"] += before.shape == after.shape
 
     def __enter__(self) -> TransformWatcher:
         from torch.nn.modules.module import register_module_forward_hook

@@ -49,6 +49,7 @@ class Capture:
         constructor: (class, arguments) that built the model, where they are plain values.
         output: what the model returned first in that pass.
         is_classifier: whether its outputs are the logits of classes.
+        remembered: rows of tensors that batches may be cut from by hand, as they were at the first step.
     """
 
     model: nn.Module | None
@@ -64,6 +65,7 @@ class Capture:
     constructor: tuple[type, dict[str, Any]] | None = None
     output: Tensor | None = None
     is_classifier: bool = True
+    remembered: Any = ()
 
 
 def make(recorder: Any) -> Capture:
@@ -102,6 +104,7 @@ def make(recorder: Any) -> Capture:
         constructor=recorder.constructed.get(id(one.info.module)) if one else None,
         output=output,
         is_classifier=classes is not None,
+        remembered=recorder.remembered,
     )
 
 

@@ -18,12 +18,14 @@ import torch
 
 from . import hand_cut
 from .augmentation_probes import augmentation, flags
+from .held_data import held_changes
 from .input_probes import model_stats, stats
 from .label_probes import class_maps, labels
 from .learn_probes import learn, numbers
 from .mask_probes import masks
 from .measuring import Clock, Json, Unavailable, attempt, attempt_each
 from .split_probes import overlap
+from .stored_probes import sampler_classes, stored_changes
 from .views import View
 from .worker_probes import workers
 
@@ -68,6 +70,8 @@ def _probe(capture: Any) -> Json:
         ("overlap", lambda: attempt_each(evals, lambda view: overlap(train, view, clock.until(2.5)))),
         ("augmentation", lambda: augmentation(train, evals, clock)),
         ("stats", lambda: stats(train, evals, capture)),
+        ("sampler", lambda: sampler_classes(train)),
+        ("stored", lambda: stored_changes(train, clock.until(1.0))),
         ("class_maps", lambda: class_maps(train, evals)),
         ("labels", lambda: labels(train, evals)),
         ("workers", lambda: workers(train, result.get("augmentation") or {}, clock.until(2.0))),
@@ -87,10 +91,12 @@ def _nothing(capture: Any, why: str) -> Json:
 
 def _of_hand_cut_batches(capture: Any, clock: Clock) -> Json:
     """What can be asked of tensors alone, when the script cuts its batches from them without a DataLoader."""
+    stored = attempt(lambda: held_changes(capture, clock.until(1.0)))
     try:
         use, others, overlaps = hand_cut.splits(capture, clock.until(4.0))
     except Exception as why:
-        return _nothing(capture, str(why) if isinstance(why, Unavailable) else "no training loader was seen")
+        nothing = _nothing(capture, str(why) if isinstance(why, Unavailable) else "no training loader was seen")
+        return {**nothing, "stored": stored}
     train = View(use, "train", None)
     evals = [View(other, "eval", train) for other in others]
     for view in (train, *evals):
@@ -105,6 +111,7 @@ def _of_hand_cut_batches(capture: Any, clock: Clock) -> Json:
         "class_maps": cut,
         "workers": cut,
         "flags": cut,
+        "stored": stored,
         "labels": attempt(lambda: labels(train, evals)),
         "learn": attempt(lambda: learn(train, evals, clock.until(2.0))),
     }

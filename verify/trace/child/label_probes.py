@@ -68,7 +68,7 @@ def labels(train: View, evals: list[View]) -> Json:
 def _histogram(view: View) -> Json:
     seen = [y for _, y in view.use.batches if isinstance(y, torch.Tensor) and not y.is_floating_point() and y.ndim == 1]
     in_batches = torch.cat(seen).tolist() if seen else []
-    whole = _all_targets(view)
+    whole = all_targets(view)
     values = (
         whole or [label for label in (label_of(item) for _, item in view.sample) if label is not None] or in_batches
     )
@@ -89,7 +89,7 @@ def _histogram(view: View) -> Json:
     }
 
 
-def _all_targets(view: View) -> list[int]:
+def all_targets(view: View) -> list[int]:
     """Every label of a split, read from its dataset and checked against fetched items; empty when it cannot be."""
     if view.positions is None:
         return []

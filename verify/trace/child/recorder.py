@@ -85,6 +85,7 @@ class Recorder:
         self.captured = False
         self.captured_of: int | None = None
         self.captures = 0
+        self.remembered: list[Any] = []  # what batches may be cut from, see held_data
         self.finished = False
         self.fast = False
         self.evaluated = False  # whether fast-forward has seen a whole evaluation, and computes no more

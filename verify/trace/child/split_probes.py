@@ -12,6 +12,8 @@ from .items import digest_of, item_digest, spread_out
 from .measuring import Json, Unavailable
 from .views import View
 
+LEAST_FILES = 16
+
 
 def overlap(train: View, other: View, until: float) -> Json:
     """The share of the other loader's samples that training sees too, by index or by raw content.
@@ -32,7 +34,39 @@ def overlap(train: View, other: View, until: float) -> Json:
         if ours[0] == "files" and not result["common"] and time.monotonic() < until:
             result = _common_files(ours[1], theirs_raw[1], until)
         return result
+    if _have_files(train) and _have_files(other):
+        return _overlap_of_opened(train, other, until)
     return _overlap_of_items(train, other, until)
+
+
+def _have_files(view: View) -> bool:
+    """Whether each item is read from a file of its own."""
+    count = len(view.sample)
+    return count >= LEAST_FILES and len(set(view.files.values())) >= 0.9 * count
+
+
+def _overlap_of_opened(train: View, other: View, until: float) -> Json:
+    """The files that items are read from, by their content."""
+    ours: dict[str, str] = {}
+    for key in [*train.files, *spread_out(train.keys, 4000)]:
+        if key not in train.files:
+            train.fetch(key)
+        path = train.files.get(key)
+        if path is not None and path not in ours:
+            ours[path] = _file_digest(path)
+        if time.monotonic() > until:
+            break
+    theirs = met_once([_file_digest(path) for path in set(other.files.values())])
+    common = len(theirs & met_once(list(ours.values())))
+    covered = len(ours) / max(1, len(set(train.keys)))
+    return {
+        "method": "file content",
+        "n": len(other.keys),
+        "unique": len(theirs),
+        "unique_train": 1.0,
+        "common": common,
+        "share": min(1.0, common / max(1, len(theirs)) / max(covered, 1e-9)),
+    }
 
 
 def in_common(ours: list[Any], theirs: list[Any], method: str) -> Json:

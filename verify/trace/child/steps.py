@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import averages, capture, rates, saving, weights
+from . import averages, capture, held_data, rates, saving, weights
 from .events import finite
 from .quiet import quiet
 from .weights import gradient_state
@@ -113,6 +113,7 @@ def before_step(recorder: Any, optimizer: Any) -> None:
         weights.note_weights(recorder, info)
     if info.steps == 0:
         capture.look_at_first_step(recorder, info)
+        held_data.remember(recorder)
         saving.look_at_loaded(recorder)
 
 

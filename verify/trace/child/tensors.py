@@ -95,6 +95,39 @@ def describe_scores(scores: Tensor) -> dict[str, Any]:
     return described
 
 
+def describe_target(target: Tensor, ignored: int) -> dict[str, Any]:
+    """Shape, kind and range of what a loss is given as target."""
+    described: dict[str, Any] = {"shape": list(target.shape), "float": target.is_floating_point()}
+    with torch.no_grad():
+        values = target.detach().reshape(-1)[:100_000]
+        if not target.is_floating_point() and target.dtype is not torch.bool:
+            values = values[values != ignored]
+        if values.numel():
+            described["min"], described["max"] = values.min().item(), values.max().item()
+    return described
+
+
+def describe_weights(target: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """The weights of a loss for classes or for positives, and how often these occur in the target."""
+    weight, positive = options.get("weight"), options.get("pos_weight")
+    described: dict[str, Any] = {"weighted": True} if isinstance(weight, Tensor) else {}
+    with torch.no_grad():
+        if _is_small(weight) and not target.is_floating_point():
+            described["weight"] = [round(w, 4) for w in weight.detach().float().reshape(-1).tolist()]
+            labels = target.detach().reshape(-1)
+            known = labels[(labels >= 0) & (labels < weight.numel())].long()
+            described["counts"] = torch.bincount(known, minlength=weight.numel()).tolist()
+        if _is_small(positive) and target.is_floating_point() and target.numel() and target.min() >= 0:
+            described["pos_weight"] = [round(w, 6) for w in positive.detach().float().reshape(-1).tolist()]
+            described["counts"] = (target > 0.5).float().sum_to_size(positive.shape).reshape(-1).tolist()
+            described["count_of"] = target.numel() // positive.numel()
+    return described
+
+
+def _is_small(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and 0 < weight.numel() <= 1000
+
+
 def scalar(value: Any) -> float | None:
     """A number or a tensor of one element on the CPU as a float."""
     if isinstance(value, bool):

@@ -17,13 +17,15 @@ from .backward import backward as run_backward
 from .events import finite
 from .quiet import quiet
 from .recorder import Recorder
-from .tensors import describe_scores
+from .tensors import describe_scores, describe_target, describe_weights
 
 LOSSES = (
     "cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "mse_loss", "l1_loss",
     "smooth_l1_loss", "huber_loss", "kl_div", "multi_margin_loss", "multilabel_soft_margin_loss", "gaussian_nll_loss",
     "soft_margin_loss",
 )  # fmt: skip
+# Those whose third argument is a weight.
+WEIGHTED = ("cross_entropy", "nll_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
 # Full statistics of a loss's input for so many calls, then for every so many.
 DESCRIBED, DESCRIBED_EVERY = 40, 25
 # Steps in which the optimizers of clipped gradients are looked for.
@@ -154,6 +156,8 @@ def _loss_hook(recorder: Recorder, name: str, original: Callable[..., Tensor]) -
             count[0] += 1
             full = count[0] <= DESCRIBED or count[0] % DESCRIBED_EVERY == 0
             recorder.last_call = (name, original, args, dict(options), target)
+            if args and name in WEIGHTED and isinstance(args[0], Tensor):
+                options = {"weight": args[0], **options}
             _note_loss(recorder, name, output, input, target, options, full)
         return output
 
@@ -177,24 +181,11 @@ def _note_loss(
     }
     if full:
         fields["input"] = describe_scores(scores)
-        fields["target"] = _describe_target(target, options.get("ignore_index", -100))
-        weight = options.get("weight")
-        if isinstance(weight, Tensor) and weight.numel() <= 1000:
-            fields["weight"] = [round(w, 4) for w in weight.detach().float().reshape(-1).tolist()]
+        fields["target"] = describe_target(target, options.get("ignore_index", -100))
+        fields.update(describe_weights(target, options))
     if target.dim() == 1 and not target.is_floating_point():
         fields["target_tensor"] = target
     recorder.note_loss(fields, output, scores)
-
-
-def _describe_target(target: Tensor, ignored: int) -> dict[str, Any]:
-    described: dict[str, Any] = {"shape": list(target.shape), "float": target.is_floating_point()}
-    with torch.no_grad():
-        values = target.detach().reshape(-1)[:100_000]
-        if not target.is_floating_point() and target.dtype is not torch.bool:
-            values = values[values != ignored]
-        if values.numel():
-            described["min"], described["max"] = values.min().item(), values.max().item()
-    return described
 
 
 def _hook_backward(recorder: Recorder) -> None:

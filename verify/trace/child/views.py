@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, RandomSampler, SequentialSampler, 
 from .items import attributes_of, input_of, leaves_of, seed_everything, size_of, spread_out, target_of
 from .measuring import Json, Unavailable
 from .names import held
+from .opened import data_file, opened
 from .stored import stored_samples
 
 SAMPLE_ITEMS = 256  # fetched once from each loader's data, and shared by several probes
@@ -35,6 +36,7 @@ class View:
         self.is_train_loader = train is not None and self.loader is not None and self.loader is train.loader
         self.sample: list[tuple[Any, Any]] = []  # (key, item)
         self.why_no_sample = ""
+        self.files: dict[Any, str] = {}  # of items that are read from one file each
         self._batches: list[Any] | None = None
         self._stored: tuple[tuple[str, list[Any]] | None] | None = None
         self.map_style = (
@@ -88,7 +90,7 @@ class View:
         seed_everything(0)
         for key in spread_out(self.keys, SAMPLE_ITEMS):
             try:
-                item = self.dataset[key]
+                item = self.fetch(key)
             except Exception as error:
                 self.why_no_sample = f"the dataset raises {type(error).__name__}: {str(error)[:120]}"
                 return
@@ -96,6 +98,15 @@ class View:
             size += sum(size_of(leaf) for leaf in leaves_of(item))
             if time.monotonic() > until or size > SAMPLE_BYTES:
                 return
+
+    def fetch(self, key: Any) -> Any:
+        """One item; which file it is read from is noted."""
+        with opened() as paths:
+            item = self.dataset[key]
+        file = data_file(paths) if paths else None
+        if file is not None:
+            self.files[key] = file
+        return item
 
     def require_sample(self, count: int) -> None:
         """Raise `Unavailable` unless `count` items could be fetched."""
