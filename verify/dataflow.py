@@ -379,11 +379,18 @@ class Watcher(TorchDispatchMode):
         return flow
 
 
+def is_normalised(module: nn.Module, name: str) -> bool:
+    """Whether a tensor belongs to a weight that a hook computes anew in each pass: spectral and weight norm."""
+    parameters = module._parameters
+    base = name.removesuffix("_u").removesuffix("_v")
+    return f"{base}_orig" in parameters or f"{base}_g" in parameters
+
+
 def plain_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(path, tensor) of the larger float tensors that are plain attributes of modules, also in lists and dicts."""
     for prefix, module in model.named_modules():
         for key, value in vars(module).items():
-            if key not in ("_parameters", "_buffers", "_modules"):
+            if key not in ("_parameters", "_buffers", "_modules") and not is_normalised(module, key):
                 yield from _tensors_within(f"{prefix}.{key}".lstrip("."), value, depth=3)
 
 

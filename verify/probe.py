@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from verify.attention import TokenTest, never_mixing, order_dependent
-from verify.dataflow import Dataflow, coarse_stem, follow_forward, looks_random, plain_tensors
+from verify.dataflow import Dataflow, coarse_stem, follow_forward, is_normalised, looks_random, plain_tensors
 from verify.faults import ModelRaisedError, class_location, user_code
 from verify.patches import scrambled_patches
 from verify.report import Table
@@ -845,9 +845,16 @@ class ModelProbe:
             for name, tensor in own.items()
             if tensor.is_floating_point()
             and name in others
+            and not self._is_normalised(name)
             and others[name].shape == tensor.shape
             and not torch.equal(tensor, others[name])
         }
+
+    def _is_normalised(self, name: str) -> bool:
+        """Whether a buffer is the power iteration of a spectral norm."""
+        owner, _, last = name.rpartition(".")
+        modules = dict(self.model.named_modules())
+        return owner in modules and is_normalised(modules[owner], last)
 
     @cached_property
     def random_looking(self) -> set[str]:

@@ -1049,10 +1049,20 @@ class RandomFeatures(Net):
         return self.head((self.block(self.stem(x)).mean((2, 3)) @ self.projection).cos())
 
 
+class SpectrallyNormalised(Net):
+    """Spectral norm by a hook, which keeps the weight as a plain tensor and its power iteration in buffers."""
+
+    def __init__(self, num_classes: int = CLASSES) -> None:
+        super().__init__(num_classes)
+        self.stem[0] = nn.utils.spectral_norm(self.stem[0])
+        self.head = nn.utils.spectral_norm(self.head)
+
+
 HEALTHY: list[type[nn.Module]] = [
     ViT,
     Net,
     RandomFeatures,
+    SpectrallyNormalised,
     *(
         vit(attention)
         for attention in (

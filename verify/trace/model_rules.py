@@ -46,6 +46,7 @@ class LiveProbe(ModelProbe):
             name
             for name, tensor in one.items()
             if tensor.is_floating_point() and name in other and not torch.equal(tensor, other[name])
+            if not self._is_normalised(name)
         }
 
     @property
