@@ -215,6 +215,7 @@ for epoch in range(3):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "store", "bad"),
     [

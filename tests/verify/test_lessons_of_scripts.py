@@ -130,7 +130,6 @@ def test_an_end_before_any_epoch_and_evaluation_is_no_verdict() -> None:
     run.events = run.events[:end]
     run.more("ended", why="time", step=6)
     assert judge(run.record(), ["RUN"]).exit_code == 2
-    assert "notes" in judge(run.record(), ["RUN"]).to_json()
 
 
 def plateau(run: Run, given: str, mode: str) -> Run:

@@ -74,6 +74,7 @@ def test_a_difference_that_is_broadcast() -> None:
 BY_HAND = "loss = ((model(a)[:, 0] - b.float(){}) ** 2).mean()"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "kind"),
     [

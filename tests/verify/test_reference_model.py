@@ -59,7 +59,7 @@ def test_a_line_for_the_worse_is_found(name: str, tmp_path: Path) -> None:
 
 
 # A network without attention gives these nothing to judge.
-ABOUT_ATTENTION = {"MOD116", "MOD117", "MOD118", "MOD119"}
+ABOUT_ATTENTION = {"MOD116", "MOD117", "MOD118", "MOD119", "MOD128", "MOD129", "MOD130"}
 
 
 def test_as_it_is_everything_holds(tmp_path: Path) -> None:

@@ -256,6 +256,7 @@ class Slow(nn.Linear):
 model = nn"""
 
 
+@pytest.mark.slow
 def test_a_heavy_model_gets_shorter_epochs_so_that_more_of_them_are_seen(tmp_path: Path):
     text = "import time\n" + TRAIN.replace("\nmodel = nn", SLOW).replace("nn.Linear(8, 2)", "Slow(8, 2)")
     cut = replace(PLAIN, resume=True, train_batches=3, compute_seconds=1.6)

@@ -125,6 +125,7 @@ RATE_BY_HAND = FASTAI.replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "text"),
     [
@@ -152,6 +153,7 @@ PRINTS_THE_LAST_BATCH = FASTAI.replace("{self.summed / self.seen:.4f}", "{self.l
 PRINTS_A_SUM = FASTAI.replace("self.summed / self.seen", "self.summed / len(val)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "text"),
     [
