@@ -34,6 +34,7 @@ def test_a_running_sum_that_is_divided_where_it_is_shown_is_not_the_reported_los
     shown = "def test():\n    for i, batch in enumerate(loader):\n        bar(test_loss / (i + 1))\n"
     assert "EVL604" not in codes(sum_of_means(Run(), shown), "EVL604")
     assert "EVL604" in codes(sum_of_means(Run(), "print('validation', test_loss)\n"), "EVL604")
+    assert "EVL604" not in codes(sum_of_means(Run(), "for b in loader:\n    test_loss += loss(b)\n"), "EVL604")
 
 
 def fast_after_the_first_epoch(run: Run, **mode: object) -> Run:

@@ -187,7 +187,9 @@ def _last_word(name: str) -> str:
 
 
 def _divided_names(record: Record) -> set[str]:
-    """Variables and attributes that the script divides somewhere: a running sum, of which a mean is reported."""
+    """Variables and attributes that the script divides somewhere, as a running sum of which a mean is reported, and
+    those that it only adds to and reports nowhere.
+    """
     found: set[str] = set()
     if not record.sources:
         return found
@@ -199,7 +201,9 @@ def _divided_names(record: Record) -> set[str]:
             found.add(node.id)
         elif isinstance(node, ast.Attribute):
             found.add(node.attr)
-    return found
+    added = {node.target.id for node in project.nodes(ast.AugAssign) if isinstance(node.target, ast.Name)}
+    read = {node.id for node in project.nodes(ast.Name) if isinstance(node.ctx, ast.Load)}
+    return found | (added - read)
 
 
 def _whole(record: Record, evaluation: Evaluation) -> int | None:
@@ -213,7 +217,7 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
     """Mistake -> (variable, its value, the right value, evaluation), for mistakes seen in most evaluations."""
     seen: dict[str, list[tuple[str, float, float, Evaluation]]] = {}
     judged = 0
-    divided = _divided_names(record)
+    excused = _divided_names(record)
     for evaluation in record.evaluations:
         whole = _whole(record, evaluation)
         right = _right_means(evaluation, whole)
@@ -229,7 +233,7 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
         for what, wrong in _wrong_means(evaluation, whole).items():
             if any(abs(wrong - one) <= 1e-4 * abs(one) for one in right):
                 continue
-            named = {k: v for k, v in reported.items() if not (what in SUMS and _last_word(k) in divided)}
+            named = {k: v for k, v in reported.items() if not (what in SUMS and _last_word(k) in excused)}
             match = next((k for k, v in named.items() if _is(v, wrong) and _is_meant(evaluation, k, v)), None)
             shown = next((n for n, digits in printed if abs(n - wrong) <= 0.5001 * 10**-digits), None)
             if match or shown is not None:
