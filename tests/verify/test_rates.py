@@ -9,9 +9,9 @@ import pytest
 
 from tests.verify.run_records import BATCHES, Run
 from tests.verify.test_run_rules import averages
-from verify.report import Check
+from verify.report import Check, Status
 from verify.rules import all_rules
-from verify.watch import _apply
+from verify.watch import _apply, judge
 
 TOP, EPOCHS = 0.1, 12
 Curve = Callable[[float], float]
@@ -269,3 +269,31 @@ def test_the_decay_is_measured():
     child.begin(recorder, child.LOOKS[1])
     child.end(recorder)
     assert len(told) == 1  # nothing was averaged since
+
+
+def two_groups(*, first_alone: bool, line: str) -> Run:
+    run = Run()
+    made = next(e for e in run.events if e["kind"] == "optimizer")
+    made["groups"] = [made["groups"][0], dict(made["groups"][0])]
+    run.put("step", lrs=lambda e: [e["lrs"][0], 0.1 if first_alone else e["lrs"][0]])
+    return run.more("source", path="train.py", text=f"import torch\n{line}\n")
+
+
+def test_a_schedule_for_the_first_group_alone() -> None:
+    only_first = "optimizer.param_groups[0]['lr'] = lr"
+    assert judge(two_groups(first_alone=True, line=only_first).record(), ["LRS817"]).of(Status.WARN)
+    assert not judge(two_groups(first_alone=False, line=only_first).record(), ["LRS817"]).of(Status.WARN)
+    shown = "print(optimizer.param_groups[0]['lr'])"
+    assert not judge(two_groups(first_alone=True, line=shown).record(), ["LRS817"]).of(Status.WARN)
+
+
+@pytest.mark.parametrize(
+    ("opt", "cls", "bad"), [(0, "CosineAnnealingLR", True), (1, "CosineAnnealingLR", False), (0, "LinearLR", False)]
+)
+def test_two_schedules_on_one_optimizer(opt: int, cls: str, bad: bool) -> None:
+    run = Run()
+    made = next(e for e in run.events if e["kind"] == "optimizer")
+    run.more("optimizer", **{**{k: v for k, v in made.items() if k != "kind"}, "id": 1, "loc": "train.py:22"})
+    run.put("step", lambda e: e["n"] % 2 == 0, opt=1)
+    run.more("scheduler", id=1, loc="train.py:23", cls=cls, numbers={}, opt=opt)
+    assert bool(judge(run.record(), ["LRS818"]).of(Status.WARN)) is bad

@@ -65,6 +65,7 @@ def found(code: str, rule: str) -> bool:
         LOOP.replace("best, wait = acc, 0\n", "wait = 0\n"),
         TRAINER.replace("            self.best_loss = loss\n", ""),
         "def fit():\n    best_f1 = 0\n    for e in range(9):\n        if f1(e) >= best_f1:\n            save()\n",
+        "best = 0\nfor e in range(9):\n    if acc > best:\n        save()\n    best = acc\n",
     ],
 )
 def test_a_best_that_is_never_kept(code: str) -> None:
@@ -81,6 +82,8 @@ def test_a_best_that_is_never_kept(code: str) -> None:
         "def better(acc, best=0.0):\n    while True:\n        if acc > best:\n            return True\n",
         "best = 0\ndef test():\n    global best\n    for x in y:\n        if x > best:\n            best = x\n",
         "def run():\n    best = 0\n    def f(x):\n        nonlocal best\n        if x > best:\n            best = x\n",
+        "best = 0\nfor e in range(9):\n    if acc > best:\n        save()\n    best = max(acc, best)\n",
+        "best = 0\nfor e in range(9):\n    if acc <= best:\n        continue\n    best = acc\n",
         "for e in range(9):\n    if e > best_epoch + 3:\n        break\n",
         "best_acc = load()\nif acc > best_acc:\n    print('better')\n",
         "for acc in accs:\n    if acc > state['best']:\n        state['best'] = acc\n",
@@ -96,6 +99,8 @@ def test_a_best_that_is_kept(code: str) -> None:
         LOOP.replace("best, wait = acc, 0\n", "best = acc\n"),
         TRAINER.replace("            self.bad_epochs = 0\n        else", "        else"),
         STOPPER.replace("            self.counter = 0\n", ""),
+        STOPPER.replace("            self.counter = 0\n", "")
+        + "\n    def load_state_dict(self, state):\n        self.counter = state['counter']\n",
     ],
 )
 def test_a_patience_that_is_never_reset(code: str) -> None:
@@ -144,3 +149,28 @@ def read_back(run: Run, *, used: bool) -> Run:
 def test_a_checkpoint_that_is_read_and_not_used() -> None:
     assert judge(read_back(Run(), used=False).record(), ["CKP020"]).of(*BAD)
     assert not judge(read_back(Run(), used=True).record(), ["CKP020"]).of(*BAD)
+
+
+CHOICE = "best = 0\nfor e in range(9):\n    if {} > best:\n        best = {}\n"
+
+
+@pytest.mark.parametrize("name", ["train_acc", "stats['train_loss']", "self.train_f1", "metrics['train']['acc']"])
+def test_a_best_by_training(name: str) -> None:
+    assert found(CHOICE.format(name, name), "EVL618")
+
+
+@pytest.mark.parametrize("name", ["val_acc", "acc", "trained_epochs", "train_time"])
+def test_a_best_by_something_else(name: str) -> None:
+    assert not found(CHOICE.format(name, name), "EVL618")
+
+
+def test_a_best_that_is_kept_only_by_resuming() -> None:
+    trainer = TRAINER.replace("            self.best_loss = loss\n", "")
+    assert found(trainer + "\n    def load(self, state):\n        self.best_loss = state['best']\n", "EVL611")
+    assert not found(TRAINER + "\n    def load(self, state):\n        self.best_loss = state['best']\n", "EVL611")
+
+
+def test_a_comparison_that_is_kept_in_a_variable() -> None:
+    code = "best = 0\nfor e in range(9):\n    improved = acc > best\n    if improved:\n        save()\n"
+    assert found(code, "EVL611")
+    assert not found(code + "        best = acc\n", "EVL611")

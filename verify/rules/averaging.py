@@ -142,7 +142,7 @@ def ema_decay_upside_down(record: Record) -> Iterator[Finding]:
     Why it matters: each update takes nearly all of the newest weights, so that the average is the live model under
     another name.
     Found by: the share of the old average that is left after an update, measured at several steps, for modules, lists
-    and dicts of tensors with the shapes of the model: below 40%, and not growing.
+    and dicts of tensors with the shapes of the model: below 40% in the end, and not growing.
     Not an error: a decay that starts low and grows; a copy of the weights, of which nothing is averaged.
 
     Wrong: `average.lerp_(value, decay)`
@@ -156,7 +156,8 @@ def ema_decay_upside_down(record: Record) -> Iterator[Finding]:
         clean = all(e["rest"] < 0.01 for e in looks if e["id"] == number)
         if len(shares) < 3 or not clean:
             continue
-        if all(1e-6 < share < LEAST_DECAY for share in shares) and shares[-1] <= 1.02 * shares[0]:
+        last = shares[-3:]  # a decay that warms up and is upside down begins high and falls
+        if all(1e-6 < share < LEAST_DECAY for share in last) and last[-1] <= 1.02 * min(last[0], shares[0]):
             yield Finding(
                 measured=f"{shares[-1]:.2g} of the average is left after an update ({len(shares)} were measured)",
                 expected="most of it, such as 0.999",

@@ -12,6 +12,7 @@ from verify.rules.schedule import CYCLIC, TOO_LONG, _counted, _parts, _planned_c
 from verify.trace.record import Event, NotSeenError, Record
 
 SAME = 1 - 1e-9
+FIRST_GROUP = re.compile(r"""param_groups\[0\]\[["']lr["']\]\s*=[^=]""")
 # Files that say something about schedules.
 OF_SCHEDULES = re.compile(r"lr_lambda|LambdaLR|lr_scheduler|get_\w+_schedule")
 
@@ -254,3 +255,65 @@ def _says_cycles(record: Record, place: str) -> bool:
     """Whether the files that are about schedules speak of cycles or restarts."""
     texts = {p: text for p, text in record.sources.items() if OF_SCHEDULES.search(text) or place.startswith(f"{p}:")}
     return any(own_schedule.CYCLES.search(text) for path, text in texts.items() if path.endswith(".py"))
+
+
+@rule("LRS817", severity=Status.WARN, subject=Subject.RUN)
+def one_group_scheduled(record: Record) -> Iterator[Finding]:
+    """The script sets the learning rate of the first group of parameters alone.
+
+    Why it matters: the other groups, biases or a head, train at the full rate from the first step to the last.
+    Found by: an optimizer of several groups that were built with one rate, of which the first changes and the others
+    never do, in a script that writes to `param_groups[0]`.
+    Not an error: groups whose rates differ from the start.
+
+    Wrong: `optimizer.param_groups[0]["lr"] = lr_at(step)`
+    Right: `for group in optimizer.param_groups: group["lr"] = lr_at(step)`
+    """
+    record.need_training(3)
+    writes = [path for path, text in record.sources.items() if FIRST_GROUP.search(text)]
+    for opt, steps in record.steps_of.items():
+        seen = [s["lrs"] for s in steps if len(s["lrs"]) >= 2]
+        numbers = seen and all(isinstance(lr, int | float) for lrs in seen for lr in lrs)
+        if not writes or not numbers or len({len(lrs) for lrs in seen}) != 1:
+            continue
+        first, *others = zip(*seen, strict=True)
+        built = [group.get("lr") for group in record.optimizers[opt]["groups"]][:16]
+        if len(set(first)) >= 3 and all(len(set(rates)) == 1 for rates in others) and len(set(built)) == 1:
+            yield Finding(
+                measured=f"group 1: {min(first):.3g} to {max(first):.3g}; the other {len(others)}: {others[0][0]:.3g}",
+                expected="one schedule for all groups",
+                message="the schedule is set for the first group of parameters alone",
+                location=record.optimizers[opt]["loc"],
+                hint='for group in optimizer.param_groups: group["lr"] = lr',
+            )
+            return
+
+
+@rule("LRS818", severity=Status.WARN, subject=Subject.RUN)
+def two_schedules_on_one_optimizer(record: Record) -> Iterator[Finding]:
+    """Two schedulers of one kind act on the same optimizer, and another optimizer has none.
+
+    Why it matters: one rate decays twice as fast as was asked for, and the other never does.
+    Found by: the optimizer that each scheduler holds, in a run with several optimizers that step.
+    Not an error: a warm-up and a schedule, which are of two kinds; an optimizer that is meant to have a constant rate
+    beside one scheduler for each of the others.
+
+    Wrong: `sched_d = StepLR(opt_g, 10)`
+    Right: `sched_d = StepLR(opt_d, 10)`
+    """
+    record.need_training(3)
+    made = record.of("scheduler")
+    held = {e["opt"] for e in made}
+    without = [opt for opt in record.steps_of if opt not in held]
+    for number, one in enumerate(made):
+        twin = next((e for e in made[number + 1 :] if (e["opt"], e["cls"]) == (one["opt"], one["cls"])), None)
+        if twin is not None and one["opt"] is not None and without and len(made) >= len(record.steps_of):
+            yield Finding(
+                measured=f"two {one['cls']} on the optimizer of {record.optimizers[one['opt']]['loc']}, "
+                f"none on that of {record.optimizers[without[0]]['loc']}",
+                expected="one scheduler for each optimizer",
+                message="a scheduler is built on the wrong optimizer",
+                location=twin["loc"],
+                hint="give the second scheduler its own optimizer",
+            )
+            return

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
 from verify.rules.checkpoint import weights_in
-from verify.source import Project, project_of
+from verify.source import Project, project_of, text_of
 from verify.trace.record import NotSeenError, Record
 
 BEST = re.compile(r"(^|_)(best|lowest|highest)(_|$)|^best", re.IGNORECASE)
@@ -62,6 +62,7 @@ def _sides(compare: ast.Compare) -> tuple[ast.expr, ast.expr] | None:
 def _bests(project: Project) -> Iterator[tuple[ast.Compare, Place]]:
     """Comparisons of something with the best so far, which is a variable or an attribute."""
     tests = [inner for node in project.nodes(ast.If) for inner in ast.walk(node.test)]
+    tests += [node.value for node in project.nodes(ast.Assign)]  # improved = loss < best
     for compare in [node for node in tests if isinstance(node, ast.Compare)]:
         for side in _sides(compare) or ():
             if (
@@ -79,7 +80,8 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
     Why it matters: what is compared with it counts as the best every time, or whenever it beats the one before; the
     "best" checkpoint is then just a late one.
     Found by: a variable that is compared as the best so far and that nothing in its function, or in any method, sets
-    again after its start; one that follows the latest result down as well as up, in every evaluation.
+    again after its start; one that is set to the result after the comparison and outside of it, or that follows the
+    latest result down as well as up, in every evaluation.
     Not an error: a best that is kept in a dict or by an object of a library; a best over thresholds or folds.
 
     Wrong: `if accuracy > best: save()` and no `best = accuracy`; `best = accuracy` outside of the `if`
@@ -87,7 +89,7 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
     """
     project = project_of(record)
     for compare, place in _bests(project):
-        given = _assignments(project, place)
+        given = [s for s in _assignments(project, place) if not _restores(project, s)]
         if not given or _is_handed_in(project, place):
             continue
         if all(_begins(project, statement) for statement in given) and _is_repeated(project, compare):
@@ -99,7 +101,38 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
                 hint=f"set {ast.unparse(place)} where the better model is saved",
             )
             return
+        always = [s for s in given if _is_set_always(project, compare, place, s)]
+        if always and _is_repeated(project, compare):
+            yield Finding(
+                measured=f"{ast.unparse(compare)}; {ast.unparse(always[0])}, whatever the comparison says",
+                expected="only a better result is kept",
+                message="the best result so far is overwritten by every result, better or not",
+                location=project.at(always[0]),
+                hint=f"set {_word(place)} inside of the if that found a better one",
+            )
+            return
     yield from _follows_the_latest(record, project)
+
+
+def _is_set_always(project: Project, compare: ast.Compare, place: Place, statement: ast.stmt) -> bool:
+    """Whether the best is set to a plain name in the block that holds the comparison, after it and outside of it."""
+    around = next((up for up in project.ancestors(compare) if isinstance(up, ast.If)), None)
+    if around is None:
+        return False
+    block = project.parent[around]
+    name = _word(place)
+    plain = isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name | ast.Attribute)
+    if not plain or project.parent[statement] is not block or statement.lineno < around.lineno:
+        return False
+    others = {_word(side) for side in _sides(compare) or () if isinstance(side, ast.Name | ast.Attribute)} - {name}
+    return _word(statement.value) in others and not _leaves(around)  # type: ignore[attr-defined]
+
+
+def _leaves(node: ast.If) -> bool:
+    """Whether an `if` jumps away, so that what follows it is its other branch."""
+    return any(
+        isinstance(n, ast.Continue | ast.Break | ast.Return | ast.Raise) for one in node.body for n in ast.walk(one)
+    )
 
 
 def _is_handed_in(project: Project, place: Place) -> bool:
@@ -172,7 +205,7 @@ def patience_never_reset(record: Record) -> Iterator[Finding]:
             given = _assignments(project, counter)
             grows = [s for s in given if isinstance(s, ast.AugAssign) and isinstance(s.op, ast.Add)]
             seen = seen or bool(grows)
-            sets = [s for s in given if s not in grows]
+            sets = [s for s in given if s not in grows and not _restores(project, s)]
             if (
                 not grows
                 or not sets
@@ -190,6 +223,12 @@ def patience_never_reset(record: Record) -> Iterator[Finding]:
             return
     if not seen:
         raise NotSeenError("no early stopping of the script's own was found")
+
+
+def _restores(project: Project, statement: ast.stmt) -> bool:
+    """Whether a statement brings a state back from a checkpoint."""
+    function = project.function(statement)
+    return function is not None and re.search(r"load|restore|resume|setstate|set_state", function.name) is not None
 
 
 def _under_condition(project: Project, statements: Sequence[ast.stmt]) -> bool:
@@ -231,3 +270,44 @@ def checkpoint_not_used(record: Record) -> Iterator[Finding]:
             location=last["loc"],
             hint="model.load_state_dict(...) with the weights that were read",
         )
+
+
+TRAINED = re.compile(r"(^|_)(train|tr|training)(_|$)", re.IGNORECASE)
+MEASURE = re.compile(r"acc|loss|f1|score|err|metric|nll|auc|iou|prec", re.IGNORECASE)
+
+
+@rule("EVL618", severity=Status.WARN, subject=Subject.RUN)
+def best_by_training(record: Record) -> Iterator[Finding]:
+    """The best model is chosen by a measure of the training, although there is a validation.
+
+    Why it matters: the model that has learned the training data best is the one that has learned them by heart; the
+    validation has no say.
+    Found by: reading the source: a variable named as one of the training is compared with the best so far, in a run
+    that evaluates after each epoch.
+    Not an error: runs that have no validation.
+
+    Wrong: `if train_accuracy > best: save()`
+    Right: `if val_accuracy > best: save()`
+    """
+    if len(record.evaluations) < 2:
+        raise NotSeenError("fewer than two evaluations were seen")
+    project = project_of(record)
+    for compare, place in _bests(project):
+        others = [side for side in _sides(compare) or () if side is not place]
+        named = [side for side in others if TRAINED.search(_named(side)) and MEASURE.search(_named(side))]
+        if named and not TRAINED.search(_word(place)) and _is_repeated(project, compare):
+            yield Finding(
+                measured=ast.unparse(compare),
+                expected="a measure of the validation",
+                message="the best model is the one that fits the training data best",
+                location=project.at(compare),
+                hint="compare the loss or the accuracy of the validation",
+            )
+            return
+
+
+def _named(side: ast.expr) -> str:
+    """What a number is called: a variable, an attribute, or a key and what it is taken from."""
+    if isinstance(side, ast.Subscript):
+        return f"{_named(side.value)}_{text_of(side.slice) or ''}"
+    return _word(side)
