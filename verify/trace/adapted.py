@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from verify.trace.child.tensors import tensors_of
 
 # Pixels, tokens or boxes are mixed at random into so many numbers a sample: each depends on all of them.
 NUMBERS = 8
@@ -15,7 +17,7 @@ NUMBERS = 8
 
 def needs_adapting(args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> bool:
     """Whether a pass is something else than one tensor in and (batch, numbers) out."""
-    first = next(_tensors(output), None)
+    first = next(tensors_of(output), None)
     return bool(kwargs) or len(args) != 1 or first is None or first.dim() != 2
 
 
@@ -52,21 +54,10 @@ def as_numbers(output: Any, batch: int) -> Tensor:
     Raises:
         TypeError: there is none.
     """
-    for tensor in _tensors(output):
+    for tensor in tensors_of(output):
         if tensor.dim() >= 1 and len(tensor) == batch and tensor.is_floating_point():
             flat = tensor.reshape(batch, -1)
             generator = torch.Generator().manual_seed(flat.shape[1])
             mixing = torch.randn(flat.shape[1], NUMBERS, generator=generator).to(flat)
             return flat @ mixing / flat.shape[1] ** 0.5
     raise TypeError("no tensor of the output has one entry a sample")
-
-
-def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item, depth - 1)
-    elif depth and isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item, depth - 1)
