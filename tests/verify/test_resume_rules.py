@@ -375,6 +375,27 @@ class TestFinishedEpochAgain:
     def test_a_second_start_has_the_last_word(self):
         assert self.found(numbered(), NEVER_SAVED, ("resume", {"lost": [], "back": []})) == []
 
+    @pytest.mark.parametrize(
+        ("test", "read", "found"),
+        [
+            ("acc > best_acc", ["best.pt"], 1),
+            ("improved", ["best.pt"], 1),
+            ("acc > best_acc", ["best.pt", "last.pt"], 0),
+            ("acc > best_acc", [], 0),  # the file was chosen for it
+            ("epoch % 1 == 0", ["best.pt"], 0),
+        ],
+    )
+    def test_the_best_alone_though_it_was_the_last(self, test: str, read: list[str], found: int):
+        run = Run().more("resume", lost=[], back=[], own=read)
+        code = f"{chr(10) * 43}if {test}:\n    torch.save(state, 'best.pt')\n"
+        assert len(self.found(run, code)) == found
+
+    def test_the_best_saved_by_a_function(self):
+        run = Run().more("resume", lost=[], back=[], own=["best.pt"])
+        code = f"{chr(10) * 42}def save():\n\n    torch.save(state, 'best.pt')\n\n"
+        assert len(self.found(run, code + "if acc > best:\n    save()\n")) == 1
+        assert self.found(run, code + "save()\n") == []
+
 
 TRAINS = """
 def train(n):

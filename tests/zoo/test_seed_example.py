@@ -15,6 +15,7 @@ KNOWN = {
     "DAT201": "both splits share one data set, whose transform was set for validation last",
     "CFG502": "optimizer, weight_decay, scheduler and T_max of config.yaml are never read",
     "CKP014": "a resumed run has neither the schedule nor the patience of the one that was interrupted",
+    "CKP015": "the best checkpoint is all there is to resume from, and the epochs since are trained again",
     "EVL603": "the loss of an epoch is a mean of batch means",
     "SRC080": "a test of gradients that zeros pass",
     "SRC081": "the norm of the gradients is that of the last batch of an epoch",

@@ -358,6 +358,7 @@ def resume_goes_back(record: Record) -> Iterator[Finding]:
     Why it matters: epochs are trained twice, and the number of epochs, the schedule and the logs no longer fit.
     Found by: stopping the script after a few epochs and starting it again: the epoch that it begins with. Where that
     was not possible, by the number that was saved when an epoch was complete, and a loop that begins with the same.
+    Where the best happened to be the last: by a file of that name, the only one it reads, saved under an `if`.
     Not an error: repeating the epoch that was interrupted in its middle.
 
     Wrong: resuming from `best.pt`; `start_epoch = ckpt["epoch"]` when that epoch is complete
@@ -376,6 +377,39 @@ def resume_goes_back(record: Record) -> Iterator[Finding]:
         return
     for finding in event.get("back", []):
         yield Finding(**finding)
+    if not event.get("back"):
+        yield from _only_the_best(record, event.get("own", []))
+
+
+def _only_the_best(record: Record, read: list[str]) -> Iterator[Finding]:
+    """All that a script finds to resume from is the best checkpoint: older than the last whenever that is not it."""
+    saves = [e for e in record.of("save") if e["path"] in read]
+    if not saves or not all("best" in path.lower() for path in read):
+        return
+    project = _source(record)
+    if project is None or not all(_is_saved_at_times(project, e["loc"]) for e in saves):
+        return
+    yield Finding(
+        measured=f"it resumes from {shortlist(read)}, saved for a better result alone",
+        expected="the state after the last epoch",
+        message="the resumed run begins with an older checkpoint than the last, unless that was the best",
+        location=saves[0]["loc"],
+        hint="save a last checkpoint every epoch, and resume from it; keep the best one for evaluation",
+    )
+
+
+def _is_saved_at_times(project: Project, place: str) -> bool:
+    """Whether a call of torch.save, or each call of the function around it, is inside of an `if` about the best."""
+    calls = [call for call in project.calls if project.at(call) == place]
+    callers = [c for call in calls if (f := project.function(call)) is not None for c in project.calls_of.get(f, [])]
+    return any(_is_for_the_best(project, call) for call in calls) or (
+        bool(callers) and all(_is_for_the_best(project, call) for call in callers)
+    )
+
+
+def _is_for_the_best(project: Project, call: ast.Call) -> bool:
+    tests = [up.test for up in project.ancestors(call) if isinstance(up, ast.If)]
+    return any(re.search(r"best|improv", ast.unparse(test), re.IGNORECASE) for test in tests)
 
 
 def _resume(record: Record) -> dict[str, Any]:

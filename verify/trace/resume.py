@@ -135,7 +135,8 @@ def _judge(whole: Record, first: Record, second: Any, stop: int, again: Restart)
     loaded = [e for e in record.of("weights_loaded") if e["step"] == 0]
     fresh = _epoch_of(*_prints(whole, first, record), stop) == 0
     if loaded or (read and not fresh):  # a pickled module, and weights that are copied by hand, are loaded as well
-        return {"kind": "resume", **_findings(whole, first, record, stop, (loaded or read)[0]["loc"])}
+        own = [] if again.file else sorted({e["path"] for e in read if e["path"]})
+        return {"kind": "resume", "own": own, **_findings(whole, first, record, stop, (loaded or read)[0]["loc"])}
     if not again.asked:
         return _skipped("the script does not load what it has saved before it trains")
     if not read and (again.file or not again.is_said):
