@@ -25,7 +25,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from verify.probe import ModelProbe, main_logits
+from verify.outputs import main_logits
+from verify.probe import ModelProbe
 from verify.rules import SHAPE_RULES, rules_named
 from verify.shapes import plain_sizes
 from verify.spec import Spec

@@ -19,7 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from verify.comparing import generators, same_parameters, seed_everything
+from verify.evaluated import EVAL_BATCH
+from verify.outputs import all_logits, main_logits
+from verify.probe import FOLLOWED_BATCH, SLOWEST_FOLLOWED
+from verify.rehearsal import without_dropout
 from verify.shapes import plain_sizes
+from verify.slope import DIRECTION_SEED
 from verify.tokens import Pass, TokenFlow, uncovered
 
 if TYPE_CHECKING:
@@ -53,8 +59,6 @@ class Behaviour:
 
     @cached_property
     def _pass(self) -> Pass | str:
-        from verify.probe import FOLLOWED_BATCH, SLOWEST_FOLLOWED, main_logits, seed_everything
-
         probe = self.probe
         if len(probe.input_size) != 3:
             return "only for pictures"
@@ -120,8 +124,6 @@ class Behaviour:
         The other device is the meta device, on which nothing is computed. The model must not have run before: caches of
         its first pass would stay behind too, and are made on the right device where a model is moved first.
         """
-        from verify.probe import same_parameters
-
         if same_parameters(self.probe.model, self.probe.other_build):
             return []  # two copies of one model that may have run
         try:
@@ -172,8 +174,6 @@ class Behaviour:
     def fed_with_zeros(self) -> set[str]:
         """Names of weights of linear layers and convolutions that receive zeros alone, in a model whose forward has
         optional arguments: those that stand for zeros if nobody gives them."""
-        from verify.probe import seed_everything
-
         model = self.probe.copy_of_model().train()
         if not _has_optional_argument(model):
             return set()
@@ -206,7 +206,6 @@ class Behaviour:
         return [d for name, d in both.items() if not any(name.startswith(f"{other}.") for other in both)]
 
     def _discarded(self, *, train: bool) -> dict[str, Discarded]:
-        from verify.probe import FOLLOWED_BATCH, seed_everything, without_dropout
 
         model = without_dropout(uncovered(self.probe.copy_of_model())).train(train)
         made: list[tuple[str, list[Tensor]]] = []
@@ -235,8 +234,6 @@ class Behaviour:
     @cached_property
     def dropped_scores(self) -> list[str]:
         """Modules in which dropout is applied to products of queries and keys before their softmax."""
-        from verify.probe import seed_everything
-
         watcher = _ScoreDropout()
         model = self.probe.model.eval()
         handles = []
@@ -264,8 +261,6 @@ class Behaviour:
     @cached_property
     def is_staircase(self) -> bool:
         """Whether the logits stay bit for bit what they are when the pictures change by very little."""
-        from verify.probe import DIRECTION_SEED, EVAL_BATCH, seed_everything
-
         model = self.probe.exercised_model
         model.eval()
         x = self.probe.images(EVAL_BATCH)
@@ -290,8 +285,6 @@ class Behaviour:
             return 0.0
 
     def _other_in_eval(self) -> float:
-        from verify.probe import EVAL_BATCH, all_logits, generators, seed_everything, without_dropout
-
         trained = self.probe.exercised_model
         model = without_dropout(copy.deepcopy(trained))
         x, classes = self.probe.images(EVAL_BATCH), self.probe.num_classes

@@ -15,6 +15,12 @@ LIBRARY_FOLDERS = tuple(
     str(Path(folder).resolve()) + os.sep
     for folder in {sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 )
+# Who reports what the model's code raises.
+BUILD_RULE, FORWARD_RULE, TRAINING_RULE = "MOD101", "MOD102", "GRD301"
+
+
+class UnavailableError(Exception):
+    """Something that another rule reports already stands in the way of this one; the text says which."""
 
 
 class ModelRaisedError(Exception):

@@ -21,6 +21,7 @@ from verify.dataflow import follow_forward
 from verify.faults import ModelRaisedError, user_code
 from verify.locate import Difference, first_difference
 from verify.matching import FUSED, Layout, Matching, match, side_by_side
+from verify.outputs import main_logits
 from verify.report import Table
 from verify.shapes import plain_sizes
 from verify.targets import Target, TargetError
@@ -205,8 +206,6 @@ class Parity:
         return difference if math.isfinite(difference) else math.inf
 
     def _forward(self, model: nn.Module, x: Tensor, name: str) -> Tensor:
-        from verify.probe import main_logits
-
         torch.manual_seed(0)
         with user_code(f"in forward of {name}, input {'x'.join(map(str, self.size))}", STRUCTURE_RULE):
             return main_logits(model(x.clone()))

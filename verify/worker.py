@@ -19,8 +19,8 @@ from typing import Any, TextIO
 
 import torch
 
-from verify.faults import ModelExitedError, ModelRaisedError
-from verify.probe import ModelProbe, UnavailableError
+from verify.faults import ModelExitedError, ModelRaisedError, UnavailableError
+from verify.probe import ModelProbe
 from verify.report import Check, Finding, Status
 from verify.rules import SHAPE_RULES, Rule, rules_named
 from verify.spec import ExpectSpec, Spec

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.verify.planted import HEALTHY, NumpyInside
-from verify.probe import main_logits
+from verify.outputs import main_logits
 from verify.shapes import meta_forward
 
 IN_A_NEW_PROCESS = """

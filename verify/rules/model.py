@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from verify.faults import ModelRaisedError
+from verify.faults import BUILD_RULE, ModelRaisedError
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import rule
 
@@ -42,7 +42,7 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
     Wrong: `return self.head(x).squeeze()`
     Right: `return self.head(x.flatten(1))`
     """
-    from verify.probe import BUILD_RULE, SHAPE_BATCHES
+    from verify.probe import SHAPE_BATCHES
 
     size = probe.input_size
     shapes: dict[int, tuple[int, ...]] = {}

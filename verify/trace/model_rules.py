@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from verify.dataflow import plain_tensors
-from verify.probe import SAMPLE, ModelProbe
+from verify.probe import ModelProbe
 from verify.report import Status
 from verify.rules import all_rules
 from verify.spec import Spec
@@ -59,14 +59,6 @@ class LiveProbe(ModelProbe):
         start = (seed * SMALLEST_BATCH) % len(self.inputs)
         index = torch.arange(start, start + batch) % len(self.inputs)
         return self.inputs[index].clone()
-
-    def _gradient_of_sample(self, model: nn.Module, x: Tensor) -> Tensor:
-        """As for any model; integers have no gradient, and then samples are told apart by value alone."""
-        if x.is_floating_point():
-            return super()._gradient_of_sample(model, x)
-        own = torch.zeros(x.shape)
-        own[SAMPLE] = 1.0
-        return own
 
 
 def check_live_model(captured: Any) -> dict[str, Any]:

@@ -184,8 +184,9 @@ def test_a_script_for_cuda_goes_on_without_it(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_training_in_a_thread_is_seen(tmp_path: Path):
-    text = TRAIN + "import threading\nthread = threading.Thread(target=train)\nthread.start()\nthread.join()\n"
+@pytest.mark.parametrize("late", ["", "import time\ntime.sleep(0.1)\n"])
+def test_training_in_a_thread_is_seen(tmp_path: Path, late: str):
+    text = TRAIN + f"import threading\nthread = threading.Thread(target=train)\nthread.start()\n{late}thread.join()\n"
     record = watched(tmp_path, text)
     assert record.run["code"] == 0, record.run["log"]
     assert len(record.steps) == 8

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.abc import Loader, MetaPathFinder
@@ -23,6 +24,8 @@ NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?%?")
 CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".toml", ".ini", ".cfg")
 LARGEST_SOURCE = 300_000
 MOST_SIBLINGS = 200
+# Seconds between the start of a thread and the call of join, on a machine that is busy with other things.
+JOINS_WITHIN = 0.5
 SKIPPED = ("venv", "env", "node_modules", "__pycache__", "site-packages", "build", "dist")
 
 
@@ -87,6 +90,7 @@ class Session:
         self.writer = Writer(settings["folder"])
         self.emit = self.writer.emit
         self.main_thread = threading.get_ident()
+        self.threads_seen: set[int] = set()
         self.configs: dict[str, None] = {}
         self.written: set[str] = set()
         self.recorder: Any = None
@@ -105,13 +109,16 @@ class Session:
         main, recorder = threading.main_thread().ident, self.recorder
         if os.getpid() != self.writer.pid or self.main_thread != main or recorder.step or recorder.pending:
             return False
-        frame = sys._current_frames().get(main or 0)
-        for _ in range(3):
-            if frame is not None and frame.f_code.co_name == "join" and frame.f_globals.get("__name__") == "threading":
-                self.main_thread = threading.get_ident()
-                return True
-            frame = frame.f_back if frame is not None else None
-        return False
+        until = time.monotonic()
+        if threading.get_ident() not in self.threads_seen:
+            self.threads_seen.add(threading.get_ident())
+            until += JOINS_WITHIN
+        while not _is_joining(main):
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.01)
+        self.main_thread = threading.get_ident()
+        return True
 
     def note_text(self, text: str, source: str) -> None:
         """Keep the numbers of a printed line that may report an evaluation."""
@@ -140,6 +147,16 @@ class Session:
                 self.written.add(real)
                 with open(real, encoding="utf-8", errors="replace") as file:
                     self.emit("sibling", path=self.places._name(real), text=file.read())
+
+
+def _is_joining(ident: int | None) -> bool:
+    """Whether a thread waits for another one to end."""
+    frame = sys._current_frames().get(ident or 0)
+    for _ in range(3):
+        if frame is not None and frame.f_code.co_name == "join" and frame.f_globals.get("__name__") == "threading":
+            return True
+        frame = frame.f_back if frame is not None else None
+    return False
 
 
 def _python_files(folder: str) -> list[str]:

@@ -1,0 +1,242 @@
+"""What forward passes in eval mode show: samples kept apart, the same answer twice, nothing changed on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from verify.comparing import float_state, generators, max_difference, same_tensor, seed_everything
+from verify.faults import FORWARD_RULE, TRAINING_RULE, ModelRaisedError, user_code
+from verify.outputs import main_logits
+
+if TYPE_CHECKING:
+    from verify.probe import ModelProbe
+
+EVAL_BATCH = 4
+# A view that mixes batch and tokens gives each sample its own back where the number of tokens leaves 1 when divided by
+# the batch; 17 and 197 tokens do for 4 samples, and neither for 5.
+OTHER_BATCH = 5
+# The sample that must not depend on the others: one with neighbours on both sides, because a network that runs along
+# the batch carries information in one direction only, and the first sample of all has nothing before it.
+SAMPLE = 2
+# Of a batch of four on one thread; beyond it, no pass is made whose answer another one gives too.
+HEAVY_FORWARD = 1.0
+# Passes in eval mode of a model that draws numbers there.
+MOST_SEEDS = 40
+GPU_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class EvalRun:
+    """What a few forward passes in eval mode showed. `x` is (B, *input_size), `logits` (B, C).
+
+    Attributes:
+        own_gradient: largest |d logits[i] / d x[i]| of the watched sample i.
+        leaked_gradient: largest |d logits[i] / d x[j]|, j other than i; exactly 0 for a model that keeps samples apart.
+        leaked_change: largest change of logits[i] when the other samples are replaced, relative to the largest |logit|.
+        mixing_module: the first module whose output for the watched sample changed with the others.
+        repeat_change: largest difference between two passes over the same batch.
+        input_change: largest |logits of one batch - logits of another|.
+        changed_state: floating point parameters and buffers that the passes changed.
+        input_modified: whether forward wrote into its input.
+        training_modules: modules still in train mode after `eval()`.
+        seconds: one forward pass, wall time.
+    """
+
+    logits: Tensor
+    own_gradient: float
+    leaked_gradient: float
+    leaked_change: float
+    mixing_module: str
+    repeat_change: float
+    input_change: float
+    changed_state: list[str]
+    input_modified: bool
+    training_modules: list[str]
+    seconds: float
+
+
+def evaluate(probe: ModelProbe, model: nn.Module) -> EvalRun:
+    """Pass a batch through a model in eval mode, alone, beside other neighbours, and once more."""
+    model.eval()
+    training_modules = [name or "the model" for name, module in model.named_modules() if module.training]
+    before = {name: t.clone() for name, t in float_state(model)}
+    x, others = probe.images(EVAL_BATCH), probe.images(EVAL_BATCH, seed=1)
+    swapped = others.clone()
+    swapped[SAMPLE] = x[SAMPLE]
+
+    given = x.clone()
+    started = time.monotonic()
+    with torch.no_grad(), user_code("in forward in eval mode", FORWARD_RULE):
+        seed_everything(0)
+        draws = generators()
+        logits = main_logits(model(given))
+        draws_numbers = generators() != draws
+    seconds = time.monotonic() - started
+    if seconds > HEAVY_FORWARD:
+        torch.set_num_threads(probe.threads)
+        swapped_logits, repeated, other_logits = _few_passes(probe, model, x, swapped, logits)
+    else:
+        swapped_logits, repeated, other_logits = _passes(probe, model, x, swapped, others)
+        if draws_numbers and torch.equal(repeated, logits):
+            repeated = _under_more_seeds(probe, model, x, logits, seconds)
+    gradient = _gradient_of_sample(probe, model, probe.images(OTHER_BATCH))
+    leaked_gradient, own_gradient = _of_others(gradient), gradient[SAMPLE].abs().max().item()
+    if seconds <= HEAVY_FORWARD:
+        another = _gradient_of_sample(probe, model, x)
+        leaked_gradient = max(leaked_gradient, _of_others(another))
+        own_gradient = another[SAMPLE].abs().max().item()
+    scale = logits.abs().max().clamp_min(torch.finfo(logits.dtype).tiny)
+    leaked_change = ((swapped_logits - logits)[SAMPLE].abs().max() / scale).item()
+    return EvalRun(
+        logits=logits,
+        own_gradient=own_gradient,
+        leaked_gradient=leaked_gradient,
+        leaked_change=leaked_change,
+        mixing_module=_first_mixing(probe, model, x, swapped) if leaked_gradient or leaked_change else "",
+        repeat_change=beyond_rounding(probe, repeated, logits),
+        input_change=max_difference(other_logits, logits),
+        changed_state=[n for n, t in float_state(model) if n in before and not same_tensor(t, before[n])],
+        input_modified=not torch.equal(given, x),
+        training_modules=training_modules,
+        seconds=seconds,
+    )
+
+
+@torch.no_grad()
+def _passes(probe: ModelProbe, model: nn.Module, x: Tensor, swapped: Tensor, others: Tensor) -> list[Tensor]:
+    """Logits of other neighbours, of the same batch under another seed, and of another batch."""
+    found = []
+    for seed, images in ((0, swapped), (1, x), (0, others)):
+        seed_everything(seed)
+        found.append(probe.forward(model, images, "in eval mode"))
+    return found
+
+
+@torch.no_grad()
+def _under_more_seeds(probe: ModelProbe, model: nn.Module, x: Tensor, logits: Tensor, seconds: float) -> Tensor:
+    """Logits of a model that draws numbers in eval mode, under the first seed that changes them.
+
+    A branch that is skipped once in twenty passes is the same in most pairs of them.
+    """
+    for seed in range(2, 2 + min(MOST_SEEDS, int(probe.time_budget / 4 / (seconds + 1e-3)))):
+        seed_everything(seed)
+        found = probe.forward(model, x, "in eval mode")
+        if not torch.equal(found, logits):
+            return found
+    return logits
+
+
+@torch.no_grad()
+def _few_passes(probe: ModelProbe, model: nn.Module, x: Tensor, swapped: Tensor, logits: Tensor) -> list[Tensor]:
+    """The same for a heavy model: if the watched sample is equal among others and under another seed, it depends
+    on neither, and its neighbours are the other batch."""
+    seed_everything(1)
+    found = probe.forward(model, swapped, "in eval mode")
+    if torch.equal(found[SAMPLE], logits[SAMPLE]):
+        return [found, logits, found]
+    seed_everything(1)
+    return [found, probe.forward(model, x, "in eval mode"), found]
+
+
+def beyond_rounding(probe: ModelProbe, a: Tensor, b: Tensor) -> float:
+    """The largest difference; 0 where it may be rounding, as a GPU need not add in the same order twice."""
+    difference = max_difference(a, b)
+    if probe.device.type == "cpu" or difference > GPU_ROUNDING * b.abs().max().item():
+        return difference
+    return 0.0
+
+
+def _gradient_of_sample(probe: ModelProbe, model: nn.Module, x: Tensor) -> Tensor:
+    """d logits[SAMPLE] / d x, the shape of `x`; zero where there is no path, or no backward pass.
+
+    Integers have no gradient: samples are then told apart by value alone.
+    """
+    if not x.is_floating_point():
+        own = torch.zeros(x.shape)
+        own[SAMPLE] = 1.0
+        return own
+    leaf = x.clone().requires_grad_()
+    seed_everything(0)
+    try:
+        return _input_gradient(probe.forward(model, leaf, "in eval mode"), leaf)
+    except ModelRaisedError:
+        return torch.zeros_like(leaf)  # reported with the training steps; samples are still compared by value
+
+
+@torch.no_grad()
+def _first_mixing(probe: ModelProbe, model: nn.Module, x: Tensor, swapped: Tensor) -> str:
+    """The innermost module that treats the watched sample differently when the others are swapped.
+
+    The hooks are set for this alone: modules may take another, differently rounded route when they are watched.
+    """
+    runs = []
+    for batch in (x, swapped):
+        with _watch_sample(model) as seen:
+            seed_everything(0)
+            probe.forward(model, batch, "in eval mode")
+        runs.append(seen)
+    first, then = runs
+    for name, before in first.items():
+        after = then.get(name, before)
+        if not same_tensor(before.output, after.output):
+            while name and not same_tensor(first[name].input, then[name].input):
+                name = name.rpartition(".")[0]  # it received mixed samples, so whoever called it mixed them
+            return probe.describe(model, name)
+    return probe.describe(model, "")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    input: Tensor | None
+    output: Tensor | None
+
+
+@contextmanager
+def _watch_sample(model: nn.Module) -> Iterator[dict[str, _Seen]]:
+    """Record what each module receives and returns for the watched sample, in the order in which they finish."""
+    seen: dict[str, _Seen] = {}
+
+    def sample(value: Any) -> Tensor | None:
+        if isinstance(value, tuple | list) and value:
+            value = value[0]
+        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == EVAL_BATCH:
+            return value[SAMPLE].detach().clone()
+        return None
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            if name not in seen:
+                seen[name] = _Seen(sample(args), sample(output))
+
+        return hook
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        yield seen
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _of_others(gradient: Tensor) -> float:
+    """The largest gradient with respect to another sample than the watched one."""
+    return torch.cat([gradient[:SAMPLE], gradient[SAMPLE + 1 :]]).abs().max().item()
+
+
+def _input_gradient(logits: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient of the watched sample's logits with respect to `leaf`, zero where there is no path."""
+    if not logits.requires_grad:
+        return torch.zeros_like(leaf)
+    # A random weighting: the sum of a softmax is constant, and its gradient would vanish.
+    watched = logits[SAMPLE]
+    weights = torch.linspace(0.5, 1.5, watched.numel(), device=logits.device).reshape(watched.shape)
+    with user_code("in backward in eval mode", TRAINING_RULE):
+        (gradient,) = torch.autograd.grad((watched * weights).sum(), leaf, allow_unused=True)
+    return torch.zeros_like(leaf) if gradient is None else gradient

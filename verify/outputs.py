@@ -1,0 +1,69 @@
+"""The logits among what a model returns, and the loss of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from verify.faults import UnavailableError
+
+
+def main_logits(output: Any) -> Tensor:
+    """The logits among what a model returned: the tensor itself, or `.logits`, `["logits"]`, `["out"]`, or the first
+    tensor.
+
+    Raises:
+        TypeError: there is no tensor in it.
+    """
+    for tensor in tensors_of(output):
+        return tensor
+    raise TypeError(
+        f"forward returns a {type(output).__name__} without a tensor in it; logits (batch, classes) are needed"
+    )
+
+
+def all_logits(output: Any, batch: int, num_classes: int) -> list[Tensor]:
+    """Every (batch, num_classes) tensor of the output: auxiliary heads are trained too.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    fitting = [t for t in tensors_of(output) if tuple(t.shape) == (batch, num_classes)]
+    if not fitting:
+        raise UnavailableError("MOD102: the output is not (batch, classes)")
+    return fitting
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """The tensors of an output, however nested; those that are called logits come first."""
+    if isinstance(output, Tensor):
+        yield output
+        return
+    if isinstance(output, Mapping):
+        first = [output[key] for key in ("logits", "out") if key in output]
+        for value in [*first, *output.values()]:
+            yield from tensors_of(value)
+        return
+    if hasattr(output, "logits"):
+        yield from tensors_of(output.logits)
+    if isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_of(value)
+
+
+def sum_of_losses(outputs: list[Tensor], labels: Tensor) -> Tensor:
+    """Cross entropy over classes, or binary cross entropy for a single logit, summed over the heads."""
+    if outputs[0].shape[1] == 1:
+        losses = [F.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits)) for logits in outputs]
+    else:
+        losses = [F.cross_entropy(logits, labels) for logits in outputs]
+    return torch.stack(losses).sum()
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """The classes (B,) that logits (B, C) stand for; with one logit, 0 or 1."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
