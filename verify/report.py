@@ -187,6 +187,11 @@ def plural(count: int, noun: str, many: str = "") -> str:
     return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
 
 
+def without_colours(text: str) -> str:
+    """What a terminal was to show, without the codes of its colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 def shortlist(names: Iterable[str], limit: int = 3) -> str:
     """The first few names, and how many more there are."""
     names = list(names)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from verify.report import Finding, Status, plural, shortlist
+from verify.report import Finding, Status, plural, shortlist, without_colours
 from verify.rules import Subject, rule
 from verify.rules.averaging import names_average
 from verify.rules.resuming import (
@@ -23,7 +23,6 @@ from verify.trace.record import Event, NotSeenError, Record
 from verify.trace.resumed import BEST, COUNTER, ELSEWHERE
 
 MATCHED = 0.95
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # What weights_only=True takes, by the beginning of the type's name.
 PLAIN = ("builtins.", "collections.OrderedDict", "collections.defaultdict", "torch.Size", "torch.dtype", "torch.device")
 HEADS = ("head", "fc", "classifier", "linear", "logits", "output", "proj_out", "last")
@@ -161,7 +160,7 @@ def checkpoint_unsafe(record: Record) -> Iterator[Finding]:
         culprits = _objects(saves[-1]["content"]) if saves else []
         yield Finding(
             status=Status.NOTE if _is_trusted(record, event["path"]) else Status.WARN,
-            measured=shortlist(culprits) or ANSI.sub("", event["problem"]),
+            measured=shortlist(culprits) or without_colours(event["problem"]),
             expected="loads with weights_only=True",
             message=f"{event['path']} does not load with the default of torch.load",
             location=saves[0]["loc"] if saves else "",

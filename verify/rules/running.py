@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from verify.report import Finding, Status, plural, shortlist
+from verify.report import Finding, Status, plural, shortlist, without_colours
 from verify.rules import Subject, rule
 from verify.trace.record import Record
 
 FEWEST_STEPS = 3
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @rule("RUN071", subject=Subject.RUN)
@@ -51,7 +49,7 @@ def script_crashed(record: Record) -> Iterator[Finding]:
         after = f" after {plural(len(record.steps), 'step')}" if record.steps else " before the first training step"
         yield Finding(
             status=status,
-            measured=ANSI.sub("", f"{crash['error']}: {crash['message']}"),
+            measured=without_colours(f"{crash['error']}: {crash['message']}"),
             message=f"the script raises{after}",
             location=crash["loc"],
             hint="run it once without the watcher, with the same small data",

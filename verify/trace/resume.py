@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import replace
 from typing import Any
 
+from verify.report import without_colours
 from verify.trace.record import Event, Record
 from verify.trace.restart import Plan, Restart, plan, restart, worth
 from verify.trace.resumed import lost_average, lost_values
 
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
 REPEATED_STEPS = 20
 RESUMED_EPOCHS = 2
 MARGIN = 1.3  # a second start takes no longer than the first, but another program may begin beside it
@@ -100,7 +99,7 @@ def _trained(record: Record) -> int:
 
 def _error(crash: Event) -> str:
     """The first line of an error; a KeyError has its lines between quotes."""
-    message = ANSI.sub("", crash["message"]).split("\\n")[0]
+    message = without_colours(crash["message"]).split("\\n")[0]
     return f"{crash['error']}: {message}"[:300]
 
 
@@ -181,7 +180,7 @@ def _without_a_step(first: Record, record: Record, log: str, stop: int, again: R
     if not crash:
         if any(e["why"] == "time" for e in record.of("ended")):
             return _skipped("time was up before the resumed run had made a step")
-        said = [line.strip() for line in ANSI.sub("", log).splitlines() if line.strip()]
+        said = [line.strip() for line in without_colours(log).splitlines() if line.strip()]
         return _skipped(f"the second start did not train; it last said: {(said or [''])[-1][:120]}")
     error = crash[0]
     paths = {e["path"] for e in first.of("save")}
