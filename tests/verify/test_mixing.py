@@ -212,12 +212,23 @@ def test_healthy_targets_pass(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -
 
 def test_weights_of_a_mixed_batch_are_measured() -> None:
     x = torch.randn(BATCH, 300, generator=torch.Generator().manual_seed(1)).double()
-    how, weights = how_mixed(x, 0.25 * x + 0.75 * x[PARTNER])
+    how, weights, _ = how_mixed(x, 0.25 * x + 0.75 * x[PARTNER])
     assert how == "sum"
     assert torch.allclose(weights, 0.25 * torch.eye(BATCH).double() + 0.75 * torch.eye(BATCH).double()[PARTNER])
-    how, weights = how_mixed(x, torch.cat([x[:, :90], x[PARTNER][:, 90:]], dim=1))
+    how, weights, _ = how_mixed(x, torch.cat([x[:, :90], x[PARTNER][:, 90:]], dim=1))
     assert (how, weights.diagonal().mean().item()) == ("parts", pytest.approx(0.3))
     assert how_mixed(x, x)[0] == "none"
-    how, weights = how_mixed(x[:, :10], 0.25 * x[:, :10] + 0.75 * x[PARTNER][:, :10])
+    how, weights, _ = how_mixed(x[:, :10], 0.25 * x[:, :10] + 0.75 * x[PARTNER][:, :10])
     assert (how, weights.diagonal().mean().item()) == ("sum", pytest.approx(0.25))
     assert how_mixed(x, x + torch.randn_like(x))[0] == "unknown"
+
+
+def test_a_box_over_a_background_that_images_share() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(BATCH, 300, generator=generator).double()
+    x[torch.rand(BATCH, 300, generator=generator) < 0.5] = 0.0  # where both are 0, the others tell
+    _, weights, slack = how_mixed(x, torch.cat([x[:, :90], x[PARTNER][:, 90:]], dim=1))
+    assert (weights.diagonal().mean().item(), slack) == (pytest.approx(0.3), 0.0)
+    x[:, 50:130] = 0.0  # nobody does
+    _, weights, slack = how_mixed(x, torch.cat([x[:, :110], x[PARTNER][:, 110:]], dim=1))
+    assert abs(weights.diagonal().mean().item() - 110 / 300) <= slack < 0.15

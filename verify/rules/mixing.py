@@ -59,7 +59,7 @@ def mix_targets(record: Record) -> Iterator[Finding]:
     stranger = [e for e in summed if e["partner"] < MOST_CHANCE]
     # Beside other terms, such as distillation, the weights of the two losses of the labels tell.
     among = [e for e in unfit if not _explains(e, "two") and e.get("called") is not None and _share_is_off(e)]
-    swapped += [e for e in among if abs(1 - e["own"] / e["sum"] - e["called"]) <= SHARE_TOLERANCE[e["how"]]]
+    swapped += [e for e in among if abs(1 - e["own"] / e["sum"] - e["called"]) <= _tolerance(e)]
     other += [e for e in among if e not in swapped]
     for events, status, said, hint in (
         (
@@ -103,9 +103,14 @@ def _label_share(event: Event) -> float:
     return float(found) if found is not None else 0.0
 
 
+def _tolerance(event: Event) -> float:
+    """Pixels that two images have in common do not tell from which of them they are."""
+    return SHARE_TOLERANCE[event["how"]] + float(event.get("slack", 0.0))
+
+
 def _share_is_off(event: Event) -> bool:
     known = event.get("called") is not None or event["two_own"] is not None
-    return known and abs(event["own"] / event["sum"] - _label_share(event)) > SHARE_TOLERANCE[event["how"]]
+    return known and abs(event["own"] / event["sum"] - _label_share(event)) > _tolerance(event)
 
 
 def _weights_do_not_sum(mixed: list[Event]) -> Iterator[Finding]:

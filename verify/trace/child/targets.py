@@ -109,7 +109,7 @@ class TargetsProbe:
         if watched is None or gradient is None or self.before is None or self.labels is None:
             return None
         after, logits = watched
-        how, weights = how_mixed(self.before.double(), after)
+        how, weights, slack = how_mixed(self.before.double(), after)
         if how == "unknown":
             self.unknown_left -= 1
             self.left = self.left if self.unknown_left else 0
@@ -131,6 +131,7 @@ class TargetsProbe:
             "how": how,
             "own": round(own.median().item(), 4),
             "sum": round(sums.median().item(), 4),
+            "slack": round(slack, 4),
             "called": None if called is None else round(called, 4),
             **_towards(logits, gradient, self.labels, weights / sums[:, None]),
         }
@@ -142,26 +143,28 @@ def _columns(inputs: Tensor) -> Tensor:
     return flat[:, :: max(1, flat.shape[1] // MOST_COLUMNS)].cpu()
 
 
-def how_mixed(before: Tensor, after: Tensor) -> tuple[str, Tensor]:
+def how_mixed(before: Tensor, after: Tensor) -> tuple[str, Tensor, float]:
     """How a batch (B, D) was made of another.
 
     Returns:
-        `none`, `sum` (weighted sums of samples), `parts` (values of one sample in another) or `unknown`, and the
-        (B, B) weights of the old samples in the new ones.
+        `none`, `sum` (weighted sums of samples), `parts` (values of one sample in another) or `unknown`, the (B, B)
+        weights of the old samples in the new ones, and by how much these may be off.
     """
     count = len(before)
     same = before == after
     if same.all():
-        return "none", torch.eye(count, dtype=torch.double)
-    weights = _parts(before, after, same)
-    if weights is not None:
-        return "parts", weights
+        return "none", torch.eye(count, dtype=torch.double), 0.0
+    parts = _parts(before, after, same)
+    if parts is not None:
+        return "parts", *parts
     weights = _sums(before, after)
-    return ("sum", weights) if weights is not None else ("unknown", torch.eye(count, dtype=torch.double))
+    if weights is not None:
+        return "sum", weights, 0.0
+    return "unknown", torch.eye(count, dtype=torch.double), 0.0
 
 
-def _parts(before: Tensor, after: Tensor, same: Tensor) -> Tensor | None:
-    weights = torch.diag(same.double().mean(dim=1))
+def _parts(before: Tensor, after: Tensor, same: Tensor) -> tuple[Tensor, float] | None:
+    partners = torch.arange(len(before))
     for sample, kept in enumerate(same):
         if kept.all():
             continue
@@ -171,8 +174,24 @@ def _parts(before: Tensor, after: Tensor, same: Tensor) -> Tensor | None:
         foreign = likely[(before[likely][:, changed] == after[sample, changed]).all(dim=1)]
         if not len(foreign):
             return None
-        weights[sample, foreign[0]] += 1 - weights[sample, sample]
-    return weights
+        partners[sample] = foreign[0]
+    kept = _kept(before != before[partners], same)
+    own = kept.nan_to_num(0.5).mean(dim=1)
+    weights = torch.diag(own)
+    weights[torch.arange(len(own)), partners] += 1 - own
+    mixed = partners != torch.arange(len(own))
+    return weights, kept[mixed].isnan().double().mean().item() / 2
+
+
+def _kept(told: Tensor, same: Tensor) -> Tensor:
+    """Which values (B, D) are the sample's own: 1 or 0, NaN where both images have the same one.
+
+    A box that all samples share is seen where any of them tells.
+    """
+    kept = torch.where(told, same.double(), torch.nan)
+    votes = kept.nanmean(dim=0)
+    one_box = not ((votes > 0) & (votes < 1)).any()
+    return votes.expand_as(kept) if one_box else kept
 
 
 def _sums(before: Tensor, after: Tensor) -> Tensor | None:
