@@ -290,7 +290,7 @@ def update_size_odd(record: Record) -> Iterator[Finding]:
     Why it matters: steps of the size of the weights undo the initialisation, kill ReLUs and end in noise; steps below
     the precision of float32 change nothing.
     Found by: the norm of the change of a few weight matrices over their norm, at several steps.
-    Not an error: large steps on layers that start at zero.
+    Not an error: large steps on layers that start at zero or close to it, which are left out.
     """
     record.need_training(3)
     ratios = [s["ratio"] for s in record.steps if isinstance(s.get("ratio"), int | float)]

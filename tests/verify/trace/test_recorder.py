@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from verify.trace.record import Record
 SAME_NUMBERS = '''
 import random
 import sys
+from pathlib import Path
 import numpy
 import torch
 from torch import nn
@@ -238,3 +240,10 @@ train()
     assert nodes
     assert nodes[0] in record.run["log"]
     assert not record.of("crash", "recorder_error")
+
+
+def test_the_size_of_steps_leaves_out_weights_that_start_at_zero(tmp_path: Path) -> None:
+    text = TRAIN.replace("optimizer =", "nn.init.zeros_(model[2].weight)\noptimizer =") + "train()\n"
+    ratios = [step["ratio"] for step in watched(tmp_path, text).steps if step["ratio"] is not None]
+    assert len(ratios) == 5
+    assert max(ratios) < 0.1

@@ -15,6 +15,9 @@ PROBE_NUMEL = 100_000
 # Steps at which gradients and parameters are looked at in full; between them only a few small tensors are.
 FULL_LOOKS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233)
 
+# Root mean square of a weight that begins at zero or close to it, such as that of a head: it has no size yet.
+SMALL_START = 1e-3
+
 
 class OptimizerInfo:
     """An optimizer and what happened since its last step."""
@@ -30,6 +33,7 @@ class OptimizerInfo:
         self.batches = 0
         self.passes = 0
         self.before: list[Tensor] = []
+        self.started_small: dict[int, bool] = {}
         self.grads = "none"
         self.pending: dict[str, Any] = {}
         self.keys = {key for group in optimizer.param_groups for key in group} | set(optimizer.defaults)
@@ -41,6 +45,22 @@ class OptimizerInfo:
         small = [p for p in tensors if p.numel() <= PROBE_NUMEL] or tensors
         self.probes = list({id(p): p for p in (small[0], small[len(small) // 2], small[-1])}.values()) if small else []
         self.count = sum(len(group["params"]) for group in self.optimizer.param_groups)
+
+    def keep(self) -> None:
+        """Copy the chosen parameters before a step."""
+        self.before = [p.detach().clone() for p in self.probes]
+        for p in self.probes:
+            self.started_small.setdefault(id(p), p.detach().norm().item() < SMALL_START * p.numel() ** 0.5)
+
+    def change(self) -> float | str | None:
+        """The largest change of a chosen matrix since then, over its norm; None where none is compared."""
+        pairs = [
+            (a, b.detach())
+            for a, b in zip(self.before, self.probes)
+            if b.dim() >= 2 and not self.started_small.get(id(b), True) and bool(a.norm() > 0)
+        ]
+        ratio = max((((b - a).norm() / a.norm()).item() for a, b in pairs), default=None)
+        return None if ratio is None else finite(ratio)
 
     def parameters(self) -> list[Tensor]:
         """All tensors that the optimizer holds."""
@@ -107,7 +127,9 @@ def before_step(recorder: Any, optimizer: Any) -> None:
     if full:
         weights.note_gradients(recorder, info)
         weights.note_norms(recorder, info)
-    info.before = [p.detach().clone() for p in info.probes] if full else []
+    info.before = []
+    if full:
+        info.keep()
     counts = recorder.current.counts if recorder.current is not None else None
     if counts is not None and counts["steps"] == 0 and recorder.train_epochs <= 16:
         weights.note_weights(recorder, info)
@@ -128,11 +150,6 @@ def after_step(recorder: Any, optimizer: Any, closure: bool) -> None:
         recorder.train_loader_ids.add(id(recorder.current.loader))
     if closure:
         info.grads = gradient_state(info.probes)
-    ratio = None
-    if info.before:
-        pairs = [(a, b.detach()) for a, b in zip(info.before, info.probes) if b.dim() >= 2 and bool(a.norm() > 0)]
-        ratio = max((((b - a).norm() / a.norm()).item() for a, b in pairs), default=None)
-        ratio = None if ratio is None else finite(ratio)
     look_at_rates(recorder, info)
     _look_at_keys(recorder, info)
     recorder.emit(
@@ -150,7 +167,7 @@ def after_step(recorder: Any, optimizer: Any, closure: bool) -> None:
         batches=info.batches,
         passes=info.passes,
         closure=closure,
-        ratio=ratio,
+        ratio=info.change(),
         scaled=recorder.in_scaler_step,
         nested=recorder.step_depth > 0,
         fast=recorder.fast,
