@@ -629,6 +629,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
         lambda run: scaled(run, "scale", "step", "update").put("step", lambda e: e["n"] == 7, grads="nonfinite"),
     ),
     ("TRN415", "falls", nothing),
+    ("TRN415", "mixed-images", lambda run: run.put("backward", value=2.3).more("targets", how="sum")),
     ("TRN416", "none", nothing),
     ("GRD305", "frozen", lambda run: change_rows(run, "head", trainable=False, was_trainable=False, graded=False)),
     ("DAT221", "new-order", lambda run: without_loaders(run, lambda e: str(e["step"]))),
