@@ -24,7 +24,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from verify.attention import TokenTest, never_mixing, order_dependent
 from verify.comparing import same_parameters, seed_everything
 from verify.dataflow import Dataflow, coarse_stem, follow_forward, is_normalised, looks_random, plain_tensors
-from verify.evaluated import EVAL_BATCH, EvalRun, beyond_rounding, evaluate
+from verify.evaluated import EVAL_BATCH, EvalRun, beyond_rounding, evaluate, with_hidden_branches
 from verify.faults import (
     BUILD_RULE,
     FORWARD_RULE,
@@ -52,6 +52,7 @@ SHAPE_BATCHES = (1, 2, 5)
 IMAGE_SEED = 7_000_000
 GUESSED_SIDES = (32, 224, 28, 64, 96, 128, 299, 384)
 LARGEST_MOMENTUM = 0.5
+LARGE_EPS = 0.01
 LAZY = (UninitializedParameter, UninitializedBuffer)
 SLOW_FORWARD = 0.05
 # Seconds; following every operation costs a few passes more.
@@ -259,8 +260,16 @@ class ModelProbe:
     @cached_property
     def odd_momenta(self) -> list[tuple[str, float]]:
         """(name, momentum) of batch norms that give the newest batch more weight than all before it."""
-        norms = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        return [(n, m.momentum) for n, m in norms if m.momentum is not None and m.momentum > LARGEST_MOMENTUM]
+        return [(n, m.momentum) for n, m in self._batch_norms if (m.momentum or 0) > LARGEST_MOMENTUM]
+
+    @property
+    def large_eps(self) -> list[tuple[str, float]]:
+        """(name, eps) of batch norms that add more than rounding asks for to the variance."""
+        return [(n, m.eps) for n, m in self._batch_norms if m.eps >= LARGE_EPS]
+
+    @property
+    def _batch_norms(self) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
+        return [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     # -- inputs and outputs ------------------------------------------------------------------------------------
 
@@ -369,13 +378,14 @@ class ModelProbe:
         """Eval mode, measured on the untrained model, or on the trained copy where the untrained one answers a
         constant.
 
-        Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken.
+        Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken; where
+        they hide a branch only, a copy with noise on its parameters shows it.
         """
         run = evaluate(self, self.model)
         if run.seconds > SLOW_FORWARD:
             torch.set_num_threads(self.threads)
         if run.own_gradient or not math.isfinite(run.own_gradient):
-            return run
+            return with_hidden_branches(self, run)
         trained = self.trained_model
         return evaluate(self, trained) if trained is not None else run
 

@@ -81,6 +81,35 @@ class CentresOverBatch(Base):
         return super().forward(x - x.mean(0, keepdim=True))
 
 
+class GatesOverBatch(Base):
+    """Squeezes over the batch too, in a branch that a norm of zeros switches off at the start."""
+
+    squeezed: tuple[int, ...] = (0, 2, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.last = nn.BatchNorm2d(8)
+        nn.init.zeros_(self.last.weight)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.block(x)
+        return x + self.last(y * self.gate(y.mean(self.squeezed, keepdim=True)).sigmoid())
+
+
+class GatesEachSample(GatesOverBatch):
+    squeezed = (2, 3)
+
+
+class DropsBehindZeros(GatesEachSample):
+    """Dropout in eval mode, in a branch that is switched off at the start."""
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.last(F.dropout(self.gate(self.block(x)), 0.3))
+
+
 class NormalisesLogitsOverBatch(Base):
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
@@ -372,6 +401,8 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (ViewInfersBatch, "MOD102"),
     (WrongClasses, "MOD102"),
     (NotPooled, "MOD102"),
+    (GatesOverBatch, "MOD104"),
+    (DropsBehindZeros, "MOD105"),
     (ReturnsText, "MOD102"),
     (CentresOverBatch, "MOD104"),
     (NormalisesLogitsOverBatch, "MOD104"),
@@ -768,6 +799,7 @@ class CentredByRunningMean(Base):
 
 HEALTHY: list[type[nn.Module]] = [
     CentredByRunningMean,
+    GatesEachSample,
     RowsAsSequence,
     DeepPlain,
     FastPathEncoder,
