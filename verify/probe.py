@@ -52,7 +52,6 @@ SHAPE_BATCHES = (1, 2, 5)
 IMAGE_SEED = 7_000_000
 GUESSED_SIDES = (32, 224, 28, 64, 96, 128, 299, 384)
 LARGEST_MOMENTUM = 0.5
-LARGE_EPS = 0.01
 LAZY = (UninitializedParameter, UninitializedBuffer)
 SLOW_FORWARD = 0.05
 # Seconds; following every operation costs a few passes more.
@@ -260,16 +259,8 @@ class ModelProbe:
     @cached_property
     def odd_momenta(self) -> list[tuple[str, float]]:
         """(name, momentum) of batch norms that give the newest batch more weight than all before it."""
-        return [(n, m.momentum) for n, m in self._batch_norms if (m.momentum or 0) > LARGEST_MOMENTUM]
-
-    @property
-    def large_eps(self) -> list[tuple[str, float]]:
-        """(name, eps) of batch norms that add more than rounding asks for to the variance."""
-        return [(n, m.eps) for n, m in self._batch_norms if m.eps >= LARGE_EPS]
-
-    @property
-    def _batch_norms(self) -> list[tuple[str, nn.modules.batchnorm._BatchNorm]]:
-        return [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        norms = [(n, m) for n, m in self.model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        return [(n, m.momentum) for n, m in norms if m.momentum is not None and m.momentum > LARGEST_MOMENTUM]
 
     # -- inputs and outputs ------------------------------------------------------------------------------------
 

@@ -288,6 +288,12 @@ class SharedBlocks(Base):
         self.block = nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1)] * 3)
 
 
+class MomentumAsEps(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[1] = nn.BatchNorm2d(8, 0.1)
+
+
 class KerasMomentum(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -431,6 +437,7 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (Prints, "MOD113"),
     (SharedBlocks, "MOD114"),
     (KerasMomentum, "MOD115"),
+    (MomentumAsEps, "MOD115"),
     (DetachedBlock, "GRD301"),
     (DetachedStem, "GRD301"),
     (NoGradBlock, "GRD301"),
@@ -455,6 +462,7 @@ WARNINGS = {
     "Prints",
     "SharedBlocks",
     "KerasMomentum",
+    "MomentumAsEps",
     "HugeHead",
 }
 
@@ -765,6 +773,12 @@ class FastPathEncoder(Base):
         return self.head(self.encoder(self.features(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class EpsOfTensorFlow(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[1] = nn.BatchNorm2d(8, eps=1e-3)
+
+
 class SlowMomentum(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -804,6 +818,7 @@ HEALTHY: list[type[nn.Module]] = [
     DeepPlain,
     FastPathEncoder,
     SlowMomentum,
+    EpsOfTensorFlow,
     WideLinear,
     Base,
     ReshapesByBatch,

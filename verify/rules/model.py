@@ -418,7 +418,7 @@ def batch_norm_momentum(probe: ModelProbe) -> Iterator[Finding]:
     Wrong: `nn.BatchNorm2d(64, momentum=0.99)`; `nn.BatchNorm2d(64, 0.1)`
     Right: `nn.BatchNorm2d(64, momentum=0.01)`; `nn.BatchNorm2d(64, momentum=0.1)`
     """
-    large = probe.large_eps
+    large = probe.behaviour.large_eps
     if large:
         yield Finding(
             measured=f"eps {large[0][1]:g}",
