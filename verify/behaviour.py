@@ -142,6 +142,8 @@ class Behaviour:
 
     @cached_property
     def _own_modules(self) -> list[tuple[str, nn.Module, Tensor]]:
+        if self.probe.eval_run.seconds > SLOWEST_FOLLOWED:
+            return []
         with suppress(Exception):
             return list(called_leaves(self.probe.copy_of_model(), self.probe.images(FOLLOWED_BATCH)))
         return []
