@@ -69,6 +69,9 @@ class Attention:
             tensor was among them, or if queries or keys were normalised.
         normalised: the axis that the softmax runs over: "column", "row" or "other".
         summed: the axis over which the weights were then summed with the values, or "" if that was not seen.
+        shifted: whether a learned tensor was added to the weights after the softmax.
+        summed_alone: whether the weights themselves were summed over the axis of their softmax, which gives ones.
+        used: whether the weights went into anything else than sums.
         places: length of the sequence, or places of the feature map, that the module received; 0 where unknown.
         features: D of the sequence (B, N, D) that the module received; 0 where it received something else.
     """
@@ -82,6 +85,9 @@ class Attention:
     factors: tuple[float, ...] | None = None
     normalised: str = ""
     summed: str = ""
+    shifted: bool = False
+    summed_alone: bool = False
+    used: bool = False
     places: int = 0
     features: int = 0
 
@@ -141,12 +147,16 @@ class AttentionTracker:
             self._multiply(operation)
         elif name in MASKS:
             self._mask(operation)
+        elif name == "sum":
+            self._sum(operation)
         elif name in COPIES or _shares_memory(operation):
             self._copy(operation)
         elif name in REARRANGING:
             self._rearrange(operation)
-        elif operation.in_place:
-            self._forget(operation.outputs)
+        else:
+            self._note_used(operation.inputs)
+            if operation.in_place:
+                self._forget(operation.outputs)
 
     # -- moving tags -------------------------------------------------------------------------------------------------
 
@@ -195,6 +205,7 @@ class AttentionTracker:
             if number is not None or (operation.name == "mul" and self.memory.is_constant(other)):
                 self.weights[new] = self.weights[old]
             else:  # weights that are normalised again, as slot attention does, need not sum to one
+                self._note_used([tagged])
                 self.weights.pop(new, None)
 
     def _mask(self, operation: Operation) -> None:
@@ -210,10 +221,31 @@ class AttentionTracker:
             found = [tags[key] for key, t in zip(old, tensors, strict=True) if key in tags and t.shape == output.shape]
             if len(found) == 1:
                 tags[new] = found[0]
+                if tags is self.weights and operation.name in ("add", "sub") and self._adds_learned(tensors):
+                    found[0].site.shifted = True
             elif found and tags is self.scores:  # a sum of several scores has no one scale
                 tags[new] = Tag(found[0].site, found[0].row, found[0].column)
             elif new in tags:
                 del tags[new]
+
+    def _note_used(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            if (tag := self.weights.get(_key(tensor))) is not None:
+                tag.site.used = True
+
+    def _adds_learned(self, tensors: list[Tensor]) -> bool:
+        others = [m for t in tensors if (m := self.memory.memory(t)) is not None and not m.from_input]
+        return any(m.learned for m in others)
+
+    def _sum(self, operation: Operation) -> None:
+        source = operation.inputs[0]
+        tag = self.weights.get(_key(source))
+        axes = operation.args[1] if len(operation.args) > 1 else None
+        if tag is None or not axes:
+            return
+        normalised = {"column": tag.column, "row": tag.row}.get(tag.site.normalised)
+        if normalised is not None and normalised in [axis % source.dim() for axis in axes]:
+            tag.site.summed_alone = True
 
     def _tagged(self, first: Any, second: Any, output: Tensor) -> tuple[Tensor, Any]:
         """The operand that is followed, and the other one."""
@@ -245,6 +277,7 @@ class AttentionTracker:
     def _product(self, operation: Operation) -> None:
         a, b = (t for t in operation.args[-2:])
         output = operation.outputs[0]
+        self._note_used([a, b])
         self._note_summed(a, a.dim() - 1)
         self._note_summed(b, b.dim() - 2)
         old = self.factors.get(_key(a)), self.factors.get(_key(b))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from verify.comparing import generators, same_parameters, seed_everything
+from verify.dataflow import plain_tensors
 from verify.evaluated import EVAL_BATCH
 from verify.outputs import all_logits, main_logits
+from verify.positions import Codes, empty_columns, one_colour, shared_codes, unread_rows
 from verify.probe import FOLLOWED_BATCH, SLOWEST_FOLLOWED
 from verify.rehearsal import without_dropout
+from verify.samples import called_leaves, divides_by_variance, share_dropped
 from verify.shapes import plain_sizes
 from verify.slope import DIRECTION_SEED
 from verify.tokens import Pass, TokenFlow, uncovered
@@ -36,6 +39,7 @@ TINY_STEP = 3e-6
 TINY_TRIES = 3
 # Of the way that the parameter went while a batch was memorised.
 SPREAD = 1e-3
+LARGE_EPS = 0.01
 # Of the largest logit; a fused kernel adds in another order.
 OTHER_FUNCTION = 0.02
 
@@ -104,6 +108,62 @@ class Behaviour:
         with suppress(RuntimeError):
             return self._pass.scattered(attends)
         return None
+
+    @cached_property
+    def shared_codes(self) -> Codes | None:
+        """What codes the places of a picture have, if some of them share one and nothing else tells them apart."""
+        if isinstance(self._pass, str):
+            return None
+        with suppress(Exception):  # a model that takes no picture of one colour
+            seed_everything(0)
+            pictures = one_colour(self.probe.images(FOLLOWED_BATCH))
+            return shared_codes(Pass(uncovered(self.probe.copy_of_model()), pictures, main_logits))
+        return None
+
+    @cached_property
+    def unread_rows(self) -> list[tuple[str, int, int]]:
+        """(name, rows, rows that are read) of learned tables made for the tokens, of which only a part is read."""
+        if isinstance(self._pass, str):
+            return []
+        with suppress(RuntimeError):
+            return unread_rows(self._pass)
+        return []
+
+    @cached_property
+    def empty_columns(self) -> list[tuple[str, int, int]]:
+        """(name, features, features that are always 0) of fixed tables made for the tokens."""
+        if isinstance(self._pass, str):
+            return []
+        model = self.probe.model
+        fixed = [(n, p) for n, p in model.named_parameters() if not p.requires_grad]
+        return empty_columns(self._pass, [*fixed, *model.named_buffers(), *plain_tensors(model)])
+
+    # -- single modules --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _own_modules(self) -> list[tuple[str, nn.Module, Tensor]]:
+        if self.probe.eval_run.seconds > SLOWEST_FOLLOWED:
+            return []
+        with suppress(Exception):
+            return list(called_leaves(self.probe.copy_of_model(), self.probe.images(FOLLOWED_BATCH)))
+        return []
+
+    @property
+    def large_eps(self) -> list[tuple[str, float]]:
+        """(name, eps) of batch norms that add more than rounding asks for to the variance."""
+        modules = self.probe.model.named_modules()
+        return [(n, m.eps) for n, m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.eps >= LARGE_EPS]
+
+    @cached_property
+    def inverse_norms(self) -> list[str]:
+        """Names of modules that return a quarter where they receive four times as much."""
+        return [name for name, module, given in self._own_modules if _asked(divides_by_variance, module, given)]
+
+    @cached_property
+    def dropped_branches(self) -> list[tuple[str, float]]:
+        """(name, share) of modules that set whole samples to zero in train mode, and of how many."""
+        shares = [(name, _asked(share_dropped, module, given)) for name, module, given in self._own_modules]
+        return [(name, share) for name, share in shares if share]
 
     # -- parameters ------------------------------------------------------------------------------------------------
 
@@ -321,6 +381,13 @@ class Behaviour:
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------
+
+
+def _asked(question: Callable[[nn.Module, Tensor], float], module: nn.Module, given: Tensor) -> float:
+    """The answer; 0 from a module that cannot be asked by itself."""
+    with suppress(Exception):
+        return question(module, given)
+    return 0.0
 
 
 def _has_optional_argument(model: nn.Module) -> bool:

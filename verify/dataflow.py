@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verify.attention import MATMULS, Attention, AttentionTracker, Operation
+from verify.linear import Layer, LinearTracker, SparseTable
 
 # Smaller tensors are constants such as the mean and standard deviation of the channels.
 SMALLEST_TABLE = 9
@@ -89,6 +90,8 @@ class Dataflow:
         read_buffers: float buffers that some operation reads.
         read_tensors: name -> float tensor that is an attribute, neither parameter nor buffer, and read.
         sides: (operation, side before, side after) of the convolutions, patch embeddings and poolings of feature maps.
+        collapsing: pairs of layers with nothing nonlinear between them, which one layer could replace.
+        sparse_tables: tables of relative positions with rows that no place can reach.
     """
 
     attentions: list[Attention] = field(default_factory=list)
@@ -100,6 +103,8 @@ class Dataflow:
     read_buffers: set[str] = field(default_factory=set)
     read_tensors: dict[str, Tensor] = field(default_factory=dict)
     sides: list[tuple[str, int, int]] = field(default_factory=list)
+    collapsing: list[tuple[Layer, Layer]] = field(default_factory=list)
+    sparse_tables: list[SparseTable] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -125,11 +130,12 @@ def follow_forward(model: nn.Module, x: Tensor) -> Dataflow:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), watcher.hooks(), watcher:
-            model.eval()(x)
+            output = model.eval()(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     if watcher.problem is not None:
         raise RuntimeError(f"{type(watcher.problem).__name__}: {watcher.problem}")
+    watcher.linear.returned(list(_tensors(output.values() if isinstance(output, Mapping) else (output,))))
     return watcher.result()
 
 
@@ -146,6 +152,7 @@ class Watcher(TorchDispatchMode):
         self.stack: list[Call] = []
         self.problem: Exception | None = None
         self.attention = AttentionTracker(self, batch=len(x))
+        self.linear = LinearTracker(self)
         self.parameters = {id(p) for p in model.parameters()}
         for tensor in [*model.parameters(), *model.buffers()]:
             self._remember(tensor, given=True, learned=isinstance(tensor, nn.Parameter))
@@ -273,6 +280,7 @@ class Watcher(TorchDispatchMode):
             self._remember(tensor, from_input=from_input, learned=learned)
         self._note_sign(operation)
         self.attention.follow(operation)
+        self.linear.follow(operation)
 
     def _note_input(self, tensor: Tensor) -> None:
         memory = self.memory(tensor) or self._remember(tensor, given=True)
@@ -371,6 +379,7 @@ class Watcher(TorchDispatchMode):
         flow = self.flow
         flow.attentions = self.attention.found
         flow.single_softmax = self.attention.single_softmax
+        flow.collapsing, flow.sparse_tables = self.linear.collapsing(), self.linear.sparse_tables()
         flow.calls.sort(key=lambda call: -call.depth)
         flow.read_buffers = {
             n for n, b in self.model.named_buffers() if _is_float_table(b) and _address(b) in self.read

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from verify.comparing import float_state, generators, max_difference, same_tensor, seed_everything
 from verify.faults import FORWARD_RULE, TRAINING_RULE, ModelRaisedError, user_code
 from verify.outputs import main_logits
+from verify.tokens import uncovered
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -106,6 +108,28 @@ def evaluate(probe: ModelProbe, model: nn.Module) -> EvalRun:
         input_modified=not torch.equal(given, x),
         training_modules=training_modules,
         seconds=seconds,
+    )
+
+
+def with_hidden_branches(probe: ModelProbe, run: EvalRun) -> EvalRun:
+    """The same, with what the branches do that a parameter of zeros switches off at the start."""
+    switches = [p for n, p in probe.model.named_parameters() if p.requires_grad and n.rpartition(".")[2] != "bias"]
+    switches = [p for p in switches if p.is_floating_point() and p.numel() > 1 and not p.any()]
+    seen = run.leaked_gradient or run.leaked_change or run.repeat_change
+    if seen or not switches or not math.isfinite(run.own_gradient) or run.seconds > HEAVY_FORWARD:
+        return run
+    try:
+        shown = evaluate(probe, uncovered(probe.copy_of_model()))
+    except Exception:  # a copy that cannot be made, or that noise breaks, shows nothing
+        return run
+    if not shown.logits.isfinite().all():
+        return run
+    return replace(
+        run,
+        leaked_gradient=shown.leaked_gradient,
+        leaked_change=shown.leaked_change,
+        mixing_module=shown.mixing_module,
+        repeat_change=shown.repeat_change,
     )
 
 

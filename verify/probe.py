@@ -24,7 +24,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from verify.attention import TokenTest, never_mixing, order_dependent
 from verify.comparing import same_parameters, seed_everything
 from verify.dataflow import Dataflow, coarse_stem, follow_forward, is_normalised, looks_random, plain_tensors
-from verify.evaluated import EVAL_BATCH, EvalRun, beyond_rounding, evaluate
+from verify.evaluated import EVAL_BATCH, EvalRun, beyond_rounding, evaluate, with_hidden_branches
 from verify.faults import (
     BUILD_RULE,
     FORWARD_RULE,
@@ -369,13 +369,14 @@ class ModelProbe:
         """Eval mode, measured on the untrained model, or on the trained copy where the untrained one answers a
         constant.
 
-        Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken.
+        Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken; where
+        they hide a branch only, a copy with noise on its parameters shows it.
         """
         run = evaluate(self, self.model)
         if run.seconds > SLOW_FORWARD:
             torch.set_num_threads(self.threads)
         if run.own_gradient or not math.isfinite(run.own_gradient):
-            return run
+            return with_hidden_branches(self, run)
         trained = self.trained_model
         return evaluate(self, trained) if trained is not None else run
 

@@ -99,6 +99,7 @@ class Pass:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, logits_of: Callable[[Any], Tensor]) -> None:
+        self.model = model
         self.x = x.detach().clone().requires_grad_()
         self.calls: list[Seen] = []
         self.time = 0

@@ -81,6 +81,35 @@ class CentresOverBatch(Base):
         return super().forward(x - x.mean(0, keepdim=True))
 
 
+class GatesOverBatch(Base):
+    """Squeezes over the batch too, in a branch that a norm of zeros switches off at the start."""
+
+    squeezed: tuple[int, ...] = (0, 2, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.last = nn.BatchNorm2d(8)
+        nn.init.zeros_(self.last.weight)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.block(x)
+        return x + self.last(y * self.gate(y.mean(self.squeezed, keepdim=True)).sigmoid())
+
+
+class GatesEachSample(GatesOverBatch):
+    squeezed = (2, 3)
+
+
+class DropsBehindZeros(GatesEachSample):
+    """Dropout in eval mode, in a branch that is switched off at the start."""
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.last(F.dropout(self.gate(self.block(x)), 0.3))
+
+
 class NormalisesLogitsOverBatch(Base):
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
@@ -259,6 +288,12 @@ class SharedBlocks(Base):
         self.block = nn.Sequential(*[nn.Conv2d(8, 8, 3, padding=1)] * 3)
 
 
+class MomentumAsEps(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[1] = nn.BatchNorm2d(8, 0.1)
+
+
 class KerasMomentum(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -372,6 +407,8 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (ViewInfersBatch, "MOD102"),
     (WrongClasses, "MOD102"),
     (NotPooled, "MOD102"),
+    (GatesOverBatch, "MOD104"),
+    (DropsBehindZeros, "MOD105"),
     (ReturnsText, "MOD102"),
     (CentresOverBatch, "MOD104"),
     (NormalisesLogitsOverBatch, "MOD104"),
@@ -400,6 +437,7 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (Prints, "MOD113"),
     (SharedBlocks, "MOD114"),
     (KerasMomentum, "MOD115"),
+    (MomentumAsEps, "MOD115"),
     (DetachedBlock, "GRD301"),
     (DetachedStem, "GRD301"),
     (NoGradBlock, "GRD301"),
@@ -424,6 +462,7 @@ WARNINGS = {
     "Prints",
     "SharedBlocks",
     "KerasMomentum",
+    "MomentumAsEps",
     "HugeHead",
 }
 
@@ -734,6 +773,12 @@ class FastPathEncoder(Base):
         return self.head(self.encoder(self.features(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class EpsOfTensorFlow(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[1] = nn.BatchNorm2d(8, eps=1e-3)
+
+
 class SlowMomentum(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -768,10 +813,12 @@ class CentredByRunningMean(Base):
 
 HEALTHY: list[type[nn.Module]] = [
     CentredByRunningMean,
+    GatesEachSample,
     RowsAsSequence,
     DeepPlain,
     FastPathEncoder,
     SlowMomentum,
+    EpsOfTensorFlow,
     WideLinear,
     Base,
     ReshapesByBatch,

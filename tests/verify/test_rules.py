@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.verify import planted, planted_behaviour, planted_dataflow
+from tests.verify import planted, planted_behaviour, planted_dataflow, planted_layers
 from tests.verify.planted import CLASSES, FROZEN_ON_PURPOSE, HEALTHY, PLANTED, WARNINGS
 from verify.probe import ModelProbe
 from verify.report import Check, Status
@@ -64,7 +64,7 @@ def test_frozen_on_purpose_is_at_most_a_warning(model: type[nn.Module], pattern:
 
 def test_every_rule_has_a_planted_bug() -> None:
     about_models = {code for code, rule in all_rules().items() if rule.subject is Subject.MODEL}
-    elsewhere = {code for _, code in (*planted_dataflow.PLANTED, *planted_behaviour.PLANTED)}
+    elsewhere = {code for _, code in (*planted_dataflow.PLANTED, *planted_behaviour.PLANTED, *planted_layers.PLANTED)}
     assert {code for _, code in PLANTED} | NOT_PLANTED_HERE | elsewhere == about_models
 
 

@@ -23,6 +23,7 @@ MODULES = (
     "model",
     "dataflow",
     "behaviour",
+    "layers",
     "parity",
     "structure",
     "data",
@@ -58,7 +59,7 @@ MODULES = (
     "acceptance",
 )
 # Those with rules about a model; importing the others costs as much CPU time as counting parameters.
-MODULES_ABOUT_MODELS = ("model", "dataflow", "behaviour", "parity", "structure", "gradient", "training")
+MODULES_ABOUT_MODELS = ("model", "dataflow", "behaviour", "layers", "parity", "structure", "gradient", "training")
 # The order in which a report lists them: the data and the model come before what builds on them.
 FAMILIES = {
     "RUN": "whether the script runs at all, on any machine",

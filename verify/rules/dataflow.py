@@ -26,18 +26,31 @@ def attention_axis(probe: ModelProbe) -> Iterator[Finding]:
 
     Why it matters: the output of a token is no weighted mean of values any more; training goes on and ends worse.
     Found by: following scores (queries times keys) to their softmax and on to the product with the values: the axis of
-    the softmax must be the axis that this product sums over.
+    the softmax must be the axis that this product sums over. A learned tensor that is added to the weights on the way
+    is a warning.
     Not an error: scores laid out as keys by queries, with softmax and sum both over the keys; slot attention, which
-    divides by the sum afterwards; channel attention.
+    divides by the sum afterwards; channel attention; a bias that is added to the scores; weights that are mixed with
+    those of another softmax.
 
-    Wrong: `scores.softmax(dim=1)` for scores (batch, heads, queries, keys)
-    Right: `scores.softmax(dim=-1)`
+    Wrong: `scores.softmax(dim=1)` for scores (batch, heads, queries, keys); `scores.softmax(-1) + bias`
+    Right: `scores.softmax(dim=-1)`; `(scores + bias).softmax(-1)`
     """
     judged = [a for a in probe.dataflow.attentions if a.summed and min(a.rows, a.columns) > 1]
     if not judged:
         yield Finding(status=Status.SKIP, message=NO_ATTENTION)
         return
     wrong = [a for a in judged if a.normalised != a.summed]
+    shifted = [a for a in judged if a.shifted]
+    if shifted and not wrong:
+        yield Finding(
+            status=Status.WARN,
+            measured=f"a learned tensor is added after the softmax in {plural(len(shifted), 'attention')}",
+            expected="added to the scores, before the softmax",
+            message="the weights with which a token averages the values do not sum to one",
+            location=_modules(probe, shifted),
+            hint="(scores + bias).softmax(dim=-1)",
+        )
+        return
     if not wrong:
         yield Finding(status=Status.PASS, measured=f"{plural(len(judged), 'product')} of queries and keys")
         return
@@ -138,13 +151,26 @@ def tokens_never_mix(probe: ModelProbe) -> Iterator[Finding]:
     Why it matters: a transformer in which no token sees another is a small network applied to each patch. It trains,
     and tops out early.
     Found by: the gradient of a token of the output with respect to the tokens of the input, in the innermost module
-    around each attention, with a little noise on its parameters so that zero-initialised projections hide nothing.
+    around each attention, with a little noise on its parameters so that zero-initialised projections hide nothing. And
+    by weights that are summed over the axis of their softmax and used for nothing else: the sum is one, whatever the
+    values are.
     Not an error: windows, causal masks (some token sees another one), a sequence of one token, attention to learned
     memory.
 
-    Wrong: `scaled_dot_product_attention(q, k, v)` for q, k, v (batch, tokens, heads, width): it attends over heads
-    Right: `q, k, v = (t.transpose(1, 2) for t in (q, k, v))` first
+    Wrong: `scaled_dot_product_attention(q, k, v)` for q, k, v (batch, tokens, heads, width): it attends over heads;
+    `einsum("bhij,bhid->bhid", weights, v)`
+    Right: `q, k, v = (t.transpose(1, 2) for t in (q, k, v))` first; `einsum("bhij,bhjd->bhid", weights, v)`
     """
+    alone = [a for a in probe.dataflow.attentions if a.summed_alone and not a.summed and not a.used]
+    if alone:
+        yield Finding(
+            measured=f"the weights of {plural(len(alone), 'attention')} are summed over the axis of their softmax",
+            expected="weights times values, summed over the keys",
+            message="the weights never meet the values of other tokens: their sum is one",
+            location=_modules(probe, alone),
+            hint='einsum("bhij,bhjd->bhid", weights, values): the index of the keys stands in both',
+        )
+        return
     silent, asked = probe.unmixed_tokens
     if not asked:
         yield Finding(status=Status.SKIP, message="no module maps (batch, tokens, features) by attention")

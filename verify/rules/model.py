@@ -120,7 +120,8 @@ def sample_leak(probe: ModelProbe) -> Iterator[Finding]:
 
     Why it matters: accuracy then depends on what happens to share a batch, and serving one image gives another answer.
     Found by: in eval mode, the gradient of one sample's logits with respect to every other input must be exactly
-    zero, and replacing the other inputs must not change them.
+    zero, and replacing the other inputs must not change them. Where parameters of zeros switch branches off at the
+    start, a copy with noise on its parameters is asked too.
     Not an error: batch statistics in train mode.
 
     Wrong: `x - x.mean(dim=0)`, `x.view(-1, batch)`, attention without `batch_first=True`, batch norm without running
@@ -405,16 +406,27 @@ def layer_repeated(probe: ModelProbe) -> Iterator[Finding]:
 
 @rule("MOD115", severity=Status.WARN)
 def batch_norm_momentum(probe: ModelProbe) -> Iterator[Finding]:
-    """A batch norm's momentum follows the convention of another framework.
+    """A batch norm's momentum follows the convention of another framework, or is given as its eps.
 
     Why it matters: in PyTorch momentum is the weight of the new batch, so 0.99 forgets everything but the last batch,
-    and eval mode is far worse than train mode. Elsewhere it is the weight of the past.
-    Found by: momentum above 0.5.
-    Not an error: None, which averages over all batches; small values, which are slow and not wrong.
+    and eval mode is far worse than train mode. Elsewhere it is the weight of the past. The second argument of the
+    constructor is eps: a momentum that is passed there is added to every variance.
+    Found by: momentum above 0.5; eps of 0.01 or more.
+    Not an error: None, which averages over all batches; small values, which are slow and not wrong; eps of 0.001, as
+    TensorFlow has it.
 
-    Wrong: `nn.BatchNorm2d(64, momentum=0.99)`
-    Right: `nn.BatchNorm2d(64, momentum=0.01)`
+    Wrong: `nn.BatchNorm2d(64, momentum=0.99)`; `nn.BatchNorm2d(64, 0.1)`
+    Right: `nn.BatchNorm2d(64, momentum=0.01)`; `nn.BatchNorm2d(64, momentum=0.1)`
     """
+    large = probe.behaviour.large_eps
+    if large:
+        yield Finding(
+            measured=f"eps {large[0][1]:g}",
+            expected="about 1e-5",
+            message="the second argument of a batch norm is eps, and this looks like a momentum",
+            location=shortlist(name for name, _ in large),
+            hint=f"nn.BatchNorm2d(channels, momentum={large[0][1]:g})",
+        )
     odd = probe.odd_momenta
     if odd:
         yield Finding(
