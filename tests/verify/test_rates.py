@@ -282,6 +282,10 @@ def two_groups(*, first_alone: bool, line: str) -> Run:
 def test_a_schedule_for_the_first_group_alone() -> None:
     only_first = "optimizer.param_groups[0]['lr'] = lr"
     assert judge(two_groups(first_alone=True, line=only_first).record(), ["LRS817"]).of(Status.WARN)
+    by_name = "def adjust(optimizer, lr):\n    group = optimizer.param_groups[0]\n    group['lr'] = lr"
+    assert judge(two_groups(first_alone=True, line=by_name).record(), ["LRS817"]).of(Status.WARN)
+    each = "for group in optimizer.param_groups:\n    group['lr'] = lr\n"
+    assert not judge(two_groups(first_alone=True, line=each).record(), ["LRS817"]).of(Status.WARN)
     assert not judge(two_groups(first_alone=False, line=only_first).record(), ["LRS817"]).of(Status.WARN)
     shown = "print(optimizer.param_groups[0]['lr'])"
     assert not judge(two_groups(first_alone=True, line=shown).record(), ["LRS817"]).of(Status.WARN)

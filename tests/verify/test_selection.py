@@ -66,6 +66,7 @@ def found(code: str, rule: str) -> bool:
         TRAINER.replace("            self.best_loss = loss\n", ""),
         "def fit():\n    best_f1 = 0\n    for e in range(9):\n        if f1(e) >= best_f1:\n            save()\n",
         "best = 0\nfor e in range(9):\n    if acc > best:\n        save()\n    best = acc\n",
+        "best = 0\nfor e in range(9):\n    is_best = acc > best\n    best = acc\n    save(is_best)\n",
     ],
 )
 def test_a_best_that_is_never_kept(code: str) -> None:
@@ -84,6 +85,9 @@ def test_a_best_that_is_never_kept(code: str) -> None:
         "def run():\n    best = 0\n    def f(x):\n        nonlocal best\n        if x > best:\n            best = x\n",
         "best = 0\nfor e in range(9):\n    if acc > best:\n        save()\n    best = max(acc, best)\n",
         "best = 0\nfor e in range(9):\n    if acc <= best:\n        continue\n    best = acc\n",
+        "best = 0\nfor e in range(9):\n    is_best = acc > best\n    best = max(acc, best)\n    save(is_best)\n",
+        "best = 0\nfor e in range(9):\n    is_best = acc > best\n    if is_best:\n        best = acc\n",
+        "best = 0\nfor e in range(9):\n    is_best = acc > best\n    if not is_best:\n        continue\n    best = acc\n",
         "for e in range(9):\n    if e > best_epoch + 3:\n        break\n",
         "best_acc = load()\nif acc > best_acc:\n    print('better')\n",
         "for acc in accs:\n    if acc > state['best']:\n        state['best'] = acc\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from itertools import pairwise, takewhile
@@ -9,10 +10,11 @@ from itertools import pairwise, takewhile
 from verify.report import Finding, Status
 from verify.rules import Subject, own_schedule, rule
 from verify.rules.schedule import CYCLIC, TOO_LONG, _counted, _parts, _planned_calls, _unit
+from verify.source import Project, project_of, text_of
 from verify.trace.record import Event, NotSeenError, Record
 
 SAME = 1 - 1e-9
-FIRST_GROUP = re.compile(r"""param_groups\[0\]\[["']lr["']\]\s*=[^=]""")
+FIRST_GROUP = re.compile(r"\bparam_groups\[0\]$")
 # Files that say something about schedules.
 OF_SCHEDULES = re.compile(r"lr_lambda|LambdaLR|lr_scheduler|get_\w+_schedule")
 
@@ -270,7 +272,7 @@ def one_group_scheduled(record: Record) -> Iterator[Finding]:
     Right: `for group in optimizer.param_groups: group["lr"] = lr_at(step)`
     """
     record.need_training(3)
-    writes = [path for path, text in record.sources.items() if FIRST_GROUP.search(text)]
+    writes = _writes_to_first_group(project_of(record))
     for opt, steps in record.steps_of.items():
         seen = [s["lrs"] for s in steps if len(s["lrs"]) >= 2]
         numbers = seen and all(isinstance(lr, int | float) for lrs in seen for lr in lrs)
@@ -287,6 +289,17 @@ def one_group_scheduled(record: Record) -> Iterator[Finding]:
                 hint='for group in optimizer.param_groups: group["lr"] = lr',
             )
             return
+
+
+def _writes_to_first_group(project: Project) -> bool:
+    """Whether a rate is written to `param_groups[0]`, or to a variable that is nothing else."""
+    for target in project.nodes(ast.Subscript):
+        if not isinstance(target.ctx, ast.Store) or text_of(target.slice) != "lr":
+            continue
+        origins = project.origins(target.value)
+        if all(origin is not None and FIRST_GROUP.search(ast.unparse(origin)) for origin in origins):
+            return True
+    return False
 
 
 @rule("LRS818", severity=Status.WARN, subject=Subject.RUN)

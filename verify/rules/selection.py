@@ -116,7 +116,7 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
 
 def _is_set_always(project: Project, compare: ast.Compare, place: Place, statement: ast.stmt) -> bool:
     """Whether the best is set to a plain name in the block that holds the comparison, after it and outside of it."""
-    around = next((up for up in project.ancestors(compare) if isinstance(up, ast.If)), None)
+    around = next((up for up in project.ancestors(compare) if isinstance(up, ast.If | ast.Assign)), None)
     if around is None:
         return False
     block = project.parent[around]
@@ -125,7 +125,12 @@ def _is_set_always(project: Project, compare: ast.Compare, place: Place, stateme
     if not plain or project.parent[statement] is not block or statement.lineno < around.lineno:
         return False
     others = {_word(side) for side in _sides(compare) or () if isinstance(side, ast.Name | ast.Attribute)} - {name}
-    return _word(statement.value) in others and not _leaves(around)  # type: ignore[attr-defined]
+    between = [n for n in _statements(block) if around.lineno <= n.lineno < statement.lineno and isinstance(n, ast.If)]
+    return _word(statement.value) in others and not any(map(_leaves, between))  # type: ignore[attr-defined]
+
+
+def _statements(block: ast.AST) -> list[ast.stmt]:
+    return [node for node in ast.iter_child_nodes(block) if isinstance(node, ast.stmt)]
 
 
 def _leaves(node: ast.If) -> bool:
