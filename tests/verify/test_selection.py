@@ -87,7 +87,7 @@ def test_a_best_that_is_never_kept(code: str) -> None:
         "best = 0\nfor e in range(9):\n    if acc <= best:\n        continue\n    best = acc\n",
         "best = 0\nfor e in range(9):\n    is_best = acc > best\n    best = max(acc, best)\n    save(is_best)\n",
         "best = 0\nfor e in range(9):\n    is_best = acc > best\n    if is_best:\n        best = acc\n",
-        "best = 0\nfor e in range(9):\n    is_best = acc > best\n    if not is_best:\n        continue\n    best = acc\n",
+        "best = 0\nfor e in range(9):\n    is_best = acc > best\n    if not is_best:\n        continue\n    best=acc\n",
         "for e in range(9):\n    if e > best_epoch + 3:\n        break\n",
         "best_acc = load()\nif acc > best_acc:\n    print('better')\n",
         "for acc in accs:\n    if acc > state['best']:\n        state['best'] = acc\n",
