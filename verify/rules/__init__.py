@@ -50,6 +50,7 @@ MODULES = (
     "selection",
     "accumulators",
     "metrics",
+    "result_names",
     "reproducibility",
     "precision",
     "averaging",
