@@ -77,18 +77,15 @@ test_acc = validate(test_loader, model)
 WRONG = TESTED.replace("test_acc = validate(test_loader", "test_acc = validate(val_loader")
 
 
-def with_a_loader(*, used: bool) -> Run:
-    """A run with a loader made in line 4, which it iterates or not."""
-    run = Run()
-    common = next(e for e in run.events if e["kind"] == "loader" and e["id"] == 1)
-    run.more("loader", **{**{k: v for k, v in common.items() if k not in ("kind", "i")}, "id": 2, "loc": "train.py:4"})
-    if used:
-        run.more("iter_begin", loader=2, epoch=3, iteration=99, loc="train.py:9")
-    return run
+def with_loaders(*, used: bool) -> Run:
+    """A run that iterates a loader made in line 3, and one made in line 4 or not; others leave no trace."""
+    run = Run().put("loader", lambda e: e["id"] == 1, loc="train.py:3")
+    common = {k: v for e in run.events if e["kind"] == "loader" and e["id"] == 1 for k, v in e.items() if k != "kind"}
+    return run.more("loader", **{**common, "id": 2, "loc": "train.py:4"}) if used else run
 
 
 def test_validation_that_is_called_test() -> None:
-    assert found(WRONG, "EVL626", with_a_loader(used=False))
+    assert found(WRONG, "EVL626", with_loaders(used=False))
     assert found(WRONG.replace("if args.evaluate:\n    validate(test_loader, model)\n", ""), "EVL626")
 
 
@@ -106,4 +103,4 @@ def test_validation_that_is_called_test() -> None:
     ],
 )
 def test_test_data_that_are_used_or_not_there(code: str, used: bool) -> None:
-    assert not found(code, "EVL626", with_a_loader(used=used))
+    assert not found(code, "EVL626", with_loaders(used=used))

@@ -160,10 +160,11 @@ def test_result_of_validation(record: Record) -> Iterator[Finding]:
             continue
         given = [*node.value.args, *(k.value for k in node.value.keywords)]
         spelled = [_own_name(arg) for arg in given]
-        twins = [VALIDATION.sub("test", _spaced(n)).replace(" ", "_") for n in spelled if VALIDATION.search(_spaced(n))]
+        validation = [n for n in spelled if _says_split(n)]
+        twins = [VALIDATION.sub("test", _spaced(n)).replace(" ", "_") for n in validation]
         if len(twins) != 1 or any(TEST.search(_spaced(n)) for n in spelled) or any(map(_says_split, named)):
             continue
-        if _is_unread(project, twins[0]) or _is_never_iterated(record, project, twins[0]):
+        if _is_unread(project, twins[0]) or _is_never_iterated(record, project, twins[0], validation[0]):
             yield Finding(
                 measured=ast.unparse(node)[:110],
                 expected=f"the result with {twins[0]}",
@@ -190,14 +191,24 @@ def _is_unread(project: Project, name: str) -> bool:
     return (stored or kept) and not read and not project.attributes.get(name)
 
 
-def _is_never_iterated(record: Record, project: Project, name: str) -> bool:
-    """Whether a loader that is assigned to a name was made once and never iterated."""
-    begun = {e["loader"] for e in record.of("iter_begin")}
-    places = {loader["loc"] for number, loader in record.loaders.items() if number not in begun}
-    places -= {loader["loc"] for number, loader in record.loaders.items() if number in begun}
+def _is_never_iterated(record: Record, project: Project, name: str, other: str) -> bool:
+    """Whether of two loaders that are made side by side in the same way only the other was iterated."""
+    iterated = {loader["loc"] for loader in record.loaders.values()}
+    made: dict[str, list[ast.Assign]] = {name: [], other: []}
     for node in project.nodes(ast.Assign):
-        if any(_own_name(target) == name for target in node.targets):
-            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            if any(f"{project.file(node).path}:{line}" in places for line in lines):
-                return True
-    return False
+        if len(node.targets) == 1 and _own_name(node.targets[0]) in made and isinstance(node.value, ast.Call):
+            made[_own_name(node.targets[0])].append(node)
+    if any(len(nodes) != 1 for nodes in made.values()):
+        return False
+    one, two = made[name][0], made[other][0]
+    alike = _call(one) == _call(two) and project.scope(one) is project.scope(two)
+    return alike and not iterated & _lines(project, one) and bool(iterated & _lines(project, two))
+
+
+def _call(node: ast.Assign) -> str:
+    return ast.unparse(node.value.func) if isinstance(node.value, ast.Call) else ""
+
+
+def _lines(project: Project, node: ast.Assign) -> set[str]:
+    path = project.file(node).path
+    return {f"{path}:{line}" for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
