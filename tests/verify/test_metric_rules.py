@@ -219,9 +219,28 @@ class Matrix:
 """
 
 
+FUNCTIONS = """
+def count(y_true, y_pred, n):
+    cm = np.zeros((n, n))
+    np.add.at(cm, {index}, 1)
+    return cm
+
+def per_class(cm):
+    tp = np.diag(cm).astype(float)
+    recall = tp / np.maximum(cm.sum(axis=1), 1)
+    return recall
+
+per_class(count(y, p, 3))
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "wrong"),
     [
+        (FUNCTIONS.format(index="(y_pred, y_true)"), True),
+        (FUNCTIONS.format(index="(y_true, y_pred)"), False),
+        (FUNCTIONS.format(index="(a, b)"), False),
+        (FUNCTIONS.format(index="(y_pred, y_true)").replace("per_class(count(y, p, 3))", "per_class(read())"), False),
         (SKLEARN + "recall = cm.diagonal() / cm.sum(axis=0)", True),
         (SKLEARN + "precision = np.diag(cm) / np.sum(cm, axis=1)", True),
         (SKLEARN + "recall = np.diag(cm) / np.sum(cm, axis=1)", False),

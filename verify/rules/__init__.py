@@ -51,6 +51,7 @@ MODULES = (
     "accumulators",
     "metrics",
     "result_names",
+    "ranking",
     "reproducibility",
     "precision",
     "averaging",

@@ -115,9 +115,14 @@ def ema_buffers_stale(record: Record) -> Iterator[Finding]:
     """The averaged model keeps the initial statistics of its batch norms.
 
     Why it matters: averaged weights with statistics of the untrained network evaluate far worse than they are.
-    Found by: running statistics of an evaluated average that never change while those of the model do.
+    Found by: running statistics of an evaluated average that never change while those of the model do; the average is
+    a copy of the model, whose parameters change without any gradient.
     Not an error: statistics that are copied, averaged, or renewed before the evaluation.
     """
+    stale = _stale_copy(record)
+    if stale:
+        yield _stale(stale)
+        return
     for twin in _averages(record):
         evaluated = twin["model"] is not None and twin["model"] in _evaluated(record)
         if (
@@ -127,12 +132,37 @@ def ema_buffers_stale(record: Record) -> Iterator[Finding]:
             and twin["live_buffers_changed"]
             and evaluated
         ):
-            yield Finding(
-                measured=f"{twin['buffers']} running statistics as they were at the start",
-                expected="those of the trained model",
-                message="only the parameters are averaged; batch norms evaluate with stale statistics",
-                hint="copy or average the buffers too (AveragedModel(use_buffers=True), or update_bn)",
-            )
+            yield _stale(twin["buffers"])
+
+
+def _stale(count: int) -> Finding:
+    return Finding(
+        measured=f"{count} running statistics as they were at the start",
+        expected="those of the trained model",
+        message="only the parameters are averaged; batch norms evaluate with stale statistics",
+        hint="copy or average the buffers too (AveragedModel(use_buffers=True), or update_bn)",
+    )
+
+
+def _stale_copy(record: Record) -> int:
+    """How many statistics of an evaluated model are stale, which follows the trained one without an optimizer."""
+    tables = {e["model"]: e for e in record.of("params") if e["rows"]}
+    trained = [e for e in tables.values() if any(row["graded"] and row["opts"] for row in e["rows"])]
+    for number in _evaluated(record) & set(tables):
+        rows, buffers = tables[number]["rows"], _statistics(tables[number])
+        followed = all(row["changed"] and not row["opts"] and not row["graded"] for row in rows)
+        if not followed or not buffers or any(buffers.values()):
+            continue
+        for live in trained:
+            alike = [row["name"] for row in live["rows"]] == [row["name"] for row in rows]
+            if alike and all(_statistics(live).get(name) for name in buffers):
+                return len(buffers)
+    return 0
+
+
+def _statistics(table: Event) -> dict[str, bool]:
+    """Whether each of the running statistics of a model has changed, by name."""
+    return {name: changed for name, changed in table["buffers"] if name.endswith(("running_mean", "running_var"))}
 
 
 @rule("EMA044", subject=Subject.RUN)

@@ -262,7 +262,7 @@ def share_over_wrong_axis(record: Record) -> Iterator[Finding]:
     for name, value in _named_values(project):
         word = next((w for w in ("recall", "precision") if w in name.lower()), "")
         for node in ast.walk(value) if word else ():
-            divided = _diagonal_over_sums(node)
+            divided = _diagonal_over_sums(project, node)
             if divided is None:
                 continue
             matrix, axis = divided
@@ -277,11 +277,15 @@ def share_over_wrong_axis(record: Record) -> Iterator[Finding]:
                 )
 
 
-def _diagonal_over_sums(node: ast.AST) -> tuple[ast.expr, int] | None:
-    """The matrix, and the axis summed over, of `M.diag() / M.sum(axis)`."""
+def _diagonal_over_sums(project: Project, node: ast.AST) -> tuple[ast.expr, int] | None:
+    """The matrix, and the axis summed over, of `M.diag() / M.sum(axis)`; the diagonal may have a name."""
     if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)):
         return None
-    diagonals = [n for n in ast.walk(node.left) if isinstance(n, ast.Call) and _called(n) in ("diag", "diagonal")]
+    _, bindings = project.lookup(node.left) if isinstance(node.left, ast.Name) else (None, [])
+    left = bindings[0].expr if len(bindings) == 1 and bindings[0].kind == "value" else node.left
+    diagonals = [
+        n for n in ast.walk(left or node.left) if isinstance(n, ast.Call) and _called(n) in ("diag", "diagonal")
+    ]
     sums = [n for n in ast.walk(node.right) if isinstance(n, ast.Call) and _called(n) == "sum"]
     if len(diagonals) != 1 or len(sums) != 1:
         return None
@@ -317,25 +321,40 @@ def _rows_are(project: Project, matrix: ast.expr) -> str:
         return "true" if sides == {("true", "predicted")} else "predicted" if sides == {("predicted", "true")} else ""
     around = project.class_of(matrix) or project.scope(matrix)
     found = {row for node in ast.walk(around) for row in [_row_of(node, matrix)] if row}
+    for origin in origins:
+        found |= _rows_of_result(project, origin) if isinstance(origin, ast.Call) else set()
     return found.pop() if len(found) == 1 else ""
 
 
+def _rows_of_result(project: Project, call: ast.Call) -> set[str]:
+    """What the rows of a matrix are that a function of the project counts and returns."""
+    found = set()
+    for function in project.definitions(call.func):
+        returned = [n.value for n in ast.walk(function) if isinstance(n, ast.Return) and n.value is not None]
+        found |= {row for matrix in returned for n in ast.walk(function) for row in [_row_of(n, matrix)] if row}
+    return found
+
+
 def _row_of(node: ast.AST, matrix: ast.expr) -> str:
-    """What the rows are, from `bincount(true * n + predicted)` or `M[true, predicted] += 1`."""
+    """What the rows are, from `bincount(true * n + predicted)`, `M[true, predicted] += 1` or `np.add.at`."""
     if isinstance(node, ast.Call) and _called(node) == "bincount" and node.args:
         return _row_of_sum(node.args[0])
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("np.add.at", "numpy.add.at") and len(node.args) == 3:
+        return _first_of(node.args[1]) if ast.unparse(node.args[0]) == ast.unparse(matrix) else ""
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp):
         return _row_of_sum(node.value)
-    if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
-        index = node.target.slice
-        if (
-            ast.unparse(node.target.value) == ast.unparse(matrix)
-            and isinstance(index, ast.Tuple)
-            and len(index.elts) == 2
-        ):
-            sides = (side_of(index.elts[0]), side_of(index.elts[1]))
-            return sides[0] if set(sides) == {"true", "predicted"} else ""
+    counted = node.target if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript) else None
+    if counted is not None and ast.unparse(counted.value) == ast.unparse(matrix):
+        return _first_of(counted.slice)
     return ""
+
+
+def _first_of(index: ast.expr) -> str:
+    """What the first of two indices is, `true` or `predicted`, when the other is the other."""
+    if not (isinstance(index, ast.Tuple) and len(index.elts) == 2):
+        return ""
+    sides = (side_of(index.elts[0]), side_of(index.elts[1]))
+    return sides[0] if set(sides) == {"true", "predicted"} else ""
 
 
 def _row_of_sum(node: ast.expr) -> str:
