@@ -52,6 +52,7 @@ MODULES = (
     "metrics",
     "result_names",
     "ranking",
+    "paired_order",
     "reproducibility",
     "precision",
     "averaging",
