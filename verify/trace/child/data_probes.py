@@ -18,6 +18,7 @@ import torch
 
 from . import hand_cut
 from .augmentation_probes import augmentation, flags
+from .group_probes import shared_groups
 from .held_data import held_changes
 from .input_probes import model_stats, stats
 from .label_probes import class_maps, labels
@@ -68,6 +69,7 @@ def _probe(capture: Any) -> Json:
     result["evals"] = [view.describe() for view in evals]
     parts: list[tuple[str, Callable[[], Any]]] = [
         ("overlap", lambda: attempt_each(evals, lambda view: overlap(train, view, clock.until(2.5)))),
+        ("groups", lambda: attempt_each(evals, lambda view: shared_groups(train, view))),
         ("augmentation", lambda: augmentation(train, evals, clock)),
         ("stats", lambda: stats(train, evals, capture)),
         ("sampler", lambda: sampler_classes(train)),
