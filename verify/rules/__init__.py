@@ -59,6 +59,7 @@ MODULES = (
     "averaging",
     "distributed",
     "source",
+    "source_generators",
     "running",
     "acceptance",
 )
