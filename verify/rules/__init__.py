@@ -47,6 +47,7 @@ MODULES = (
     "loss_terms",
     "loss_overlap",
     "loss_weights",
+    "confidence",
     "checkpoint",
     "selection",
     "accumulators",
