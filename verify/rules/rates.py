@@ -12,7 +12,10 @@ from verify.rules.schedule import CYCLIC, TOO_LONG, _counted, _parts, _planned_c
 from verify.trace.record import Event, NotSeenError, Record
 
 SAME = 1 - 1e-9
-FIRST_GROUP = re.compile(r"""param_groups\[0\]\[["']lr["']\]\s*=[^=]""")
+FIRST_GROUP = re.compile(
+    r"""param_groups\[0\]\[["']lr["']\]\s*=[^=]"""
+    r"""|\b(?P<group>\w+)\s*=\s*[\w.\[\]]+\.param_groups\[0\]\s(?s:.){0,400}?\b(?P=group)\[["']lr["']\]\s*=[^=]"""
+)
 # Files that say something about schedules.
 OF_SCHEDULES = re.compile(r"lr_lambda|LambdaLR|lr_scheduler|get_\w+_schedule")
 
