@@ -58,6 +58,7 @@ MODULES = (
     "averaging",
     "distributed",
     "source",
+    "source_residual",
     "running",
     "acceptance",
 )
