@@ -53,6 +53,7 @@ MODULES = (
     "accumulators",
     "metrics",
     "hard_scores",
+    "kept_apart",
     "reproducibility",
     "precision",
     "averaging",

@@ -86,7 +86,8 @@ def hook_never_called(record: Record) -> Iterator[Finding]:
     logging or averaging just does not happen.
     Found by: reading the source: a class of hooks whose base class consists of empty methods, and a public method of it
     that is not among them and that no file mentions.
-    Not an error: methods that begin otherwise or take other arguments than a hook; properties; names that appear in text anywhere, as for `getattr`.
+    Not an error: methods that begin otherwise or take other arguments than a hook; properties; names that appear in
+    text anywhere, as for `getattr`.
 
     Wrong: `def before_optim_step(self, trainer): clip(...)` where the trainer calls `before_step`
     Right: `def before_step(self, trainer): clip(...)`
