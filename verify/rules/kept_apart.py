@@ -72,8 +72,8 @@ def _updated_metrics(project: Project, method: Function) -> Iterator[tuple[str, 
 def test_split_unused(record: Record) -> Iterator[Finding]:
     """What is called the test loader reads the validation split, and the test split is never read.
 
-    Why it matters: the checkpoint was chosen by these very samples, so the test score is too good, and nobody has looked
-    at the held-out data.
+    Why it matters: the checkpoint was chosen by these very samples, so the test score is too good, and nobody has
+    looked at the held-out data.
     Found by: reading the source: a DataLoader in `test_dataloader`, or that is called a test loader, over a data set
     that is called validation, while a data set that is called test is made and never used.
     Not an error: one held-out split for both, where no test data set is made.
@@ -134,8 +134,8 @@ def _unused_test_sets(project: Project) -> Iterator[ast.expr]:
 def model_of_all_folds(record: Record) -> Iterator[Finding]:
     """One model goes through all folds of a cross validation.
 
-    Why it matters: from the second fold on, the model was trained on the rows that it is now validated on; the scores of
-    all folds but the first are too good.
+    Why it matters: from the second fold on, the model was trained on the rows that it is now validated on; the scores
+    of all folds but the first are too good.
     Found by: reading the source: a loop over the splits of scikit-learn that makes an optimizer of a model from outside
     of the loop, and in it nothing that makes, copies, loads or initialises a model before.
     Not an error: a model that is made in the loop; weights of the start that are loaded again; a single split.
@@ -201,9 +201,9 @@ def _trained_by(project: Project, call: ast.Call, function: Function) -> Iterato
             continue
         for node in ast.walk(function):
             model = _model_of(project, node) if isinstance(node, ast.Call) else None
-            if model is not None and [one.node for one in project.lookup(model)[1]] == [arg]:
-                if not _is_renewed(function, node, arg.arg):
-                    yield value
+            is_given = model is not None and [one.node for one in project.lookup(model)[1]] == [arg]
+            if is_given and not _is_renewed(function, node, arg.arg):
+                yield value
 
 
 def _comes_from_outside(project: Project, model: ast.Name, loop: ast.For) -> bool:
