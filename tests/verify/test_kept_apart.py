@@ -2,7 +2,7 @@
 
 import pytest
 
-from verify.rules.kept_apart import metric_of_two_stages, model_of_all_folds, test_split_unused
+from verify.rules.kept_apart import metric_of_two_stages, model_of_all_folds, scaled_by_each_stage, test_split_unused
 from verify.trace.record import Record
 
 test_split_unused.__test__ = False  # a rule, though its name begins like a test
@@ -91,3 +91,34 @@ def test_a_model_of_all_folds() -> None:
     assert found(model_of_all_folds, called + trains.replace("LINE", "net = copy.deepcopy(net)")) == 0
     in_function = FOLDS.replace("model = Net()\n", "").replace("FIRST", "model = Net()")
     assert found(model_of_all_folds, in_function) == 0
+
+
+SETUP = """\
+import lightning as L
+import torch
+class Data(L.LightningDataModule):
+    def setup(self, stage=None):
+        if self.raw is None:
+            self._load()
+        LINE
+        self.train_set = Images(self.raw)
+trainer.fit(model, datamodule=data)
+trainer.test(model, datamodule=data)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        ("self.raw = (self.raw - self.mean) / self.std", 1),
+        ("self.raw /= 255", 1),
+        ("x = (self.raw - self.mean) / self.std", 0),
+        ("self.x = (self.raw - self.mean) / self.std", 0),
+        ("self.raw = load()\n        self.raw = self.raw / 255", 0),
+        ("self.load()\n        self.raw = self.raw / 255", 0),
+        ("if stage == 'fit':\n            self.raw = self.raw / 255", 0),
+        ("self.count = self.count + 1", 0),
+    ],
+)
+def test_scaled_by_each_stage(line: str, count: int) -> None:
+    assert found(scaled_by_each_stage, SETUP.replace("LINE", line)) == count

@@ -227,3 +227,76 @@ def _is_renewed(around: ast.AST, optimizer: ast.AST, model: str) -> bool:
         if name in ("load_state_dict", "apply") or FRESH.search(name):
             return True
     return False
+
+
+@rule("DAT244", severity=Status.WARN, subject=Subject.RUN)
+def scaled_by_each_stage(record: Record) -> Iterator[Finding]:
+    """The data are scaled again by each stage that sets them up.
+
+    Why it matters: Lightning calls `setup` for fit and again for test: the second time it scales what is scaled
+    already, and the test data are not what the network was trained on.
+    Found by: reading the source: `setup` of a LightningDataModule replaces an attribute by arithmetic on itself,
+    without loading it anew and without asking whether that was done, and the script runs fit and another stage.
+    Not an error: arithmetic on a local name; `if stage == "fit"`; a flag.
+
+    Wrong: `self.x = (self.x - self.mean) / self.std` in `setup`
+    Right: `x = (self.x - self.mean) / self.std` in `setup`
+    """
+    project = torch_project(record)
+    called = {call.func.attr for call in project.calls if isinstance(call.func, ast.Attribute)}
+    if "fit" not in called or not called & {"test", "validate", "predict"}:
+        return
+    for method in project.methods.get("setup", []):
+        around = project.class_of(method)
+        if around is None or not any(ast.unparse(base).endswith("DataModule") for base in around.bases):
+            continue
+        for statement in ast.walk(method):
+            target = _scaled_itself(statement)
+            if target and not _is_conditional(project, statement, method) and not _is_loaded(method, target, statement):
+                yield Finding(
+                    measured=ast.unparse(statement)[:100],
+                    expected="a local name, or a scaling that is done once",
+                    message=f"setup runs for each stage, and scales {target} again in each",
+                    location=project.at(statement),
+                    hint="keep the raw data, and put the scaled ones under another name",
+                )
+                return
+
+
+def _scaled_itself(statement: ast.AST) -> str:
+    """`self.x` of `self.x = (self.x - a) / b` and of `self.x /= b`."""
+    if isinstance(statement, ast.AugAssign) and isinstance(statement.op, ast.Sub | ast.Div | ast.Mult):
+        target: ast.expr = statement.target
+    elif isinstance(statement, ast.Assign) and isinstance(statement.value, ast.BinOp):
+        target = statement.targets[0]
+        parts = [ast.unparse(part) for part in ast.walk(statement.value) if isinstance(part, ast.Attribute)]
+        scales = isinstance(statement.value.op, ast.Sub | ast.Div | ast.Mult)
+        if not scales or ast.unparse(target) not in parts:
+            return ""
+    else:
+        return ""
+    return ast.unparse(target) if isinstance(target, ast.Attribute) and is_self(target.value) else ""
+
+
+def _is_conditional(project: Project, statement: ast.AST, method: Function) -> bool:
+    """Whether a condition, or a return above, may keep the statement from running twice."""
+    for up in project.ancestors(statement):
+        if up is method:
+            break
+        if isinstance(up, ast.If | ast.For | ast.While):
+            return True
+    returns = [one for one in ast.walk(method) if isinstance(one, ast.Return)]
+    return any(one.lineno < statement.lineno for one in returns)  # type: ignore[attr-defined]
+
+
+def _is_loaded(method: Function, target: str, statement: ast.AST) -> bool:
+    """Whether the method always gives the attribute a new value before, or a call above may do so."""
+    for one in method.body:
+        if one is statement:
+            return False
+        if isinstance(one, ast.Assign) and any(target in ast.unparse(part) for part in one.targets):
+            return True
+        is_call = isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)
+        if is_call and ast.unparse(one).startswith("self."):  # it may load the data
+            return True
+    return False
