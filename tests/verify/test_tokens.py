@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from verify.rules.tokens import padding_changes_output, padding_in_the_loss, target_in_the_input
+from tests.verify.run_records import Run
+from verify.rules.tokens import (
+    padding_changes_output,
+    padding_in_the_loss,
+    padding_in_the_mean,
+    target_in_the_input,
+)
 from verify.trace.child.token_probes import probe_tokens
 from verify.trace.record import Record
 
@@ -149,3 +155,24 @@ def test_models_without_a_mask_or_with_convolutions_are_not_judged() -> None:
     assert not list(padding_changes_output(unmasked))
     model.conv = nn.Conv1d(2, 2, 3)
     assert not list(padding_changes_output(record(model, tokens, targets=tokens.flatten())))
+
+
+def evaluated(loss: float, ignored: int = 20, reduction: str = "sum") -> Record:
+    """Batches of 50 targets whose losses sum up to 70 each, and what the script holds afterwards."""
+    run = Run(2)
+    run.drop("loss").drop("held_values")
+    for event in [e for e in run.events if e["kind"] == "pass" and not e["trained"]]:
+        target = {"shape": [50], "float": False, "min": 1, "max": 9, **({"ignored": ignored} if ignored else {})}
+        fields = {"fn": "cross_entropy", "reduction": reduction, "value": 70.0, "grad": False, "target": target}
+        run.events.insert(run.events.index(event), {"kind": "loss", "step": 0, **fields})
+    run.after("iter_end", "held_values", where=lambda e: e["loader"] == 1, values={"val_loss": loss}, loc="a.py:1")
+    return run.record()
+
+
+def test_padding_in_the_mean() -> None:
+    assert len(list(padding_in_the_mean(evaluated(70 / 50)))) == 1
+    assert not list(padding_in_the_mean(evaluated(70 / 30)))
+    assert not list(padding_in_the_mean(evaluated(1.234)))
+    for other in (evaluated(70 / 50, ignored=0), evaluated(70 / 50, reduction="mean")):
+        with pytest.raises(Exception, match="ignores"):
+            list(padding_in_the_mean(other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
 from verify.source import Project, project_of
-from verify.trace.record import NotSeenError, Record
+from verify.trace.record import Evaluation, NotSeenError, Record
 
 PAD = re.compile(r"pad", re.IGNORECASE)
 LEAST_SHARE = 0.02  # of the targets that are padding
 LEAST_DIFFERENCE = 1e-3  # of the spread of the outputs
+REPORTED = re.compile(r"(?<![a-z])(loss|nll|ppl|perplexity|ce|bpc|bpb|xent)(?![a-z])", re.IGNORECASE)
+EXACT = 1e-5
+LEAST_IGNORED = 0.01  # of the targets
 MASKS = ("key_padding_mask", "src_key_padding_mask", "tgt_key_padding_mask", "memory_key_padding_mask")
 
 
@@ -129,3 +133,66 @@ def _named(node: ast.AST) -> Iterator[ast.Name | ast.Attribute]:
 def _in_module(project: Project, node: ast.AST) -> bool:
     around = project.class_of(node)
     return around is not None and project.is_module(around)
+
+
+@rule("EVL636", subject=Subject.RUN)
+def padding_in_the_mean(record: Record) -> Iterator[Finding]:
+    """The loss of an evaluation is divided by the padding too.
+
+    Why it matters: padding adds nothing to the sum and counts in the mean: loss and perplexity are too low, and depend
+    on how long the longest sequence of each batch is.
+    Found by: the sums of the cross entropy in an evaluation: over the number of all targets they are exactly what the
+    script holds as its loss, over those that are not ignored they are not.
+    Not an error: a mean over the targets that count; a sum over sequences.
+
+    Wrong: `nll / targets.numel()` with `ignore_index=PAD` in the loss
+    Right: `nll / (targets != PAD).sum()`
+    """
+    judged = []
+    for evaluation in record.evaluations:
+        sums = _sums(record, evaluation)
+        if sums is not None:
+            judged.append((evaluation, *sums, _held(evaluation, *sums)))
+    if not judged:
+        raise NotSeenError("no evaluation sums up a loss that ignores some targets")
+    wrong = [one for one in judged if one[-1]]
+    if len(wrong) >= max(1, len(judged) / 2):
+        evaluation, total, counted, ignored, name = wrong[0]
+        yield Finding(
+            measured=f"{name} = {evaluation.values[name]:.5g}, over {counted + ignored} targets, {ignored} ignored",
+            expected=f"{total / counted:.5g}, the mean over the {counted} that count",
+            message="the sum of the loss is divided by the padding too",
+            location=evaluation.values_loc or evaluation.passes[0]["loc"],
+            hint="count the targets that are not ignored",
+        )
+
+
+def _sums(record: Record, evaluation: Evaluation) -> tuple[float, int, int] | None:
+    """(sum of the loss, targets that count, targets that are ignored) of an evaluation, if all calls are described."""
+    losses = [e for e in record.of("loss") if evaluation.after < e["i"] <= evaluation.end and not e["grad"]]
+    total, counted, ignored = 0.0, 0, 0
+    for event in losses:
+        target, value = event.get("target"), event.get("value")
+        if target is None or event["reduction"] != "sum" or not isinstance(value, int | float):
+            return None
+        left_out = target.get("ignored", 0)
+        total, ignored = total + value, ignored + left_out
+        counted += math.prod(target["shape"]) - left_out
+    return (total, counted, ignored) if ignored >= LEAST_IGNORED * counted > 0 else None
+
+
+def _held(evaluation: Evaluation, total: float, counted: int, ignored: int) -> str:
+    """The variable that is the mean over all targets, if none is the mean over those that count."""
+    wrong, right = (_forms(total / n) for n in (counted + ignored, counted))
+    named = {k: v for k, v in evaluation.values.items() if REPORTED.search(k.replace("_", " "))}
+    if any(_is(v, one) for v in named.values() for one in right):
+        return ""
+    return next((k for k, v in named.items() if any(_is(v, one) for one in wrong)), "")
+
+
+def _forms(mean: float) -> tuple[float, float]:
+    return mean, math.exp(min(mean, 50))
+
+
+def _is(value: float, other: float) -> bool:
+    return abs(value - other) <= EXACT * abs(other)
