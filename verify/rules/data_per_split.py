@@ -249,7 +249,7 @@ def _guarded(project: Project, read: ast.Attribute, methods: list[Function]) -> 
     """Whether a condition on the object decides about a read: around it, or by returning before it."""
     for up in project.ancestors(read):
         if up in methods:
-            before = [one for one in up.body if one.lineno < read.lineno]  # type: ignore[attr-defined]
+            before = [one for one in up.body if one.lineno < read.lineno]
             return any(_asks_the_object(one) and isinstance(one.body[-1], ast.Return) for one in before)  # type: ignore[attr-defined]
         if _asks_the_object(up):
             return True
