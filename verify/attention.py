@@ -540,6 +540,12 @@ def _uncovered(module: nn.Module) -> nn.Module:
     return module
 
 
+def _has_more_for_tokens(call: Call) -> bool:
+    """Whether another argument has a place for each token too, as a mask has, which would have to be permuted along."""
+    given = [a for a in [*call.args, *call.kwargs.values()] if isinstance(a, Tensor) and a is not _sequence(call)]
+    return any(call.tokens in a.shape for a in given)
+
+
 def _order_change(call: Call) -> float | None:
     """|f(P x) - P f(x)| relative to the largest output; None where it cannot be told."""
     generator = torch.Generator().manual_seed(SEED)
@@ -547,7 +553,7 @@ def _order_change(call: Call) -> float | None:
     try:
         module = _uncovered(call.module)
         args, kwargs, leaves = _with_leaves(call, generator)
-        if len(leaves) != 1:
+        if len(leaves) != 1 or _has_more_for_tokens(call):
             return None
         x = leaves[0].detach()
         index = order.to(x.device)

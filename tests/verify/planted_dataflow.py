@@ -559,6 +559,22 @@ class Sdpa(Attention):
         return self.merge(F.scaled_dot_product_attention(*self.split(x)))
 
 
+class GivenMask(nn.Module):
+    """Attention that is told which tokens count, as for padded sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MaskedInner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x[..., 0] > x[..., 0].mean())
+
+
+class MaskedInner(Attention):
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return self.merge(F.scaled_dot_product_attention(*self.split(x), attn_mask=keep[:, None, None]))
+
+
 class SdpaWithOwnScale(Attention):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.split(x)
@@ -1071,6 +1087,7 @@ HEALTHY: list[type[nn.Module]] = [
             SplitScale,
             ByEinsum,
             KeysByQueries,
+            GivenMask,
             RenormalisedOverQueries,
             ChannelAttention,
             ChannelAttentionByWidth,

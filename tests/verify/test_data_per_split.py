@@ -112,6 +112,26 @@ def test_drawn_for_each_item(draw: str, use: str) -> None:
     assert not found(DATA.replace("DRAW", draw).replace("USE", use), "DAT229")
 
 
+def test_drawn_once_and_read_in_a_helper() -> None:
+    code = """
+    class Digits:
+        def __init__(self, x, jitter=0):
+            self.x, self.jitter = x, jitter
+            self.offset = torch.randint(-jitter, jitter + 1, (2,)).tolist()
+
+        def shift(self):
+            if self.jitter == 0:
+                return 0, 0
+            return self.offset
+
+        def __getitem__(self, i):
+            return torch.roll(self.x[i], self.shift(), (-2, -1))
+    """
+    assert found(code, "DAT229")
+    assert not found(code.replace("self.offset = ", "self.size = "), "DAT229")
+    assert not found(code.replace("return self.offset", "return torch.rand(2)"), "DAT229")
+
+
 def test_a_task_that_is_drawn() -> None:
     code = """
     class Rotated:

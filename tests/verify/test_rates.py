@@ -271,6 +271,15 @@ def test_the_decay_is_measured():
     assert len(told) == 1  # nothing was averaged since
 
 
+def test_a_warmup_that_the_time_lapse_makes_longer_than_the_run() -> None:
+    def curve(call: float) -> float:
+        """Of a horizon in calls of the time-lapse, with a warmup in calls of the real run; it swings behind its end."""
+        return call / (2 * ALL) if call < 2 * ALL else 0.5 + 0.5 * math.cos(math.pi * (call - 2 * ALL))
+
+    assert not judge(function(curve, whole=60).record(), ["LRS803"]).of(Status.WARN)
+    assert judge(function(lambda n: min(1.0, n / (20 * ALL)), whole=60).record(), ["LRS803"]).of(Status.WARN)
+
+
 def two_groups(*, first_alone: bool, line: str) -> Run:
     run = Run()
     made = next(e for e in run.events if e["kind"] == "optimizer")
@@ -287,6 +296,8 @@ def test_a_schedule_for_the_first_group_alone() -> None:
     each = "for group in optimizer.param_groups:\n    group['lr'] = lr\n"
     assert not judge(two_groups(first_alone=True, line=each).record(), ["LRS817"]).of(Status.WARN)
     assert not judge(two_groups(first_alone=False, line=only_first).record(), ["LRS817"]).of(Status.WARN)
+    by_name = "g = optimizer.param_groups[0]\ng['lr'] = g['base'] * scale"
+    assert judge(two_groups(first_alone=True, line=by_name).record(), ["LRS817"]).of(Status.WARN)
     shown = "print(optimizer.param_groups[0]['lr'])"
     assert not judge(two_groups(first_alone=True, line=shown).record(), ["LRS817"]).of(Status.WARN)
 

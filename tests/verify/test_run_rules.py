@@ -103,6 +103,15 @@ def left_over(run: Run, whole: int) -> Run:
     return run.put("loader", lambda event: event["id"] == 0, length=whole)
 
 
+def stepped_at_the_end(run: Run) -> Run:
+    """As `left_over`, with the step of the last window when the loader has none left."""
+    left_over(run, 6)
+    step = next(event for event in run.events if event["kind"] == "step")
+    for end in [event for event in run.events if event["kind"] == "iter_end" and event["loader"] == 0]:
+        run.events.insert(run.events.index(end) + 1, {**step, "backwards_since_clear": 2, "batches": 2, "passes": 2})
+    return run
+
+
 def second_optimizer(run: Run, tensors: int = 3, unchanged: int = 3, graded: int = 3) -> Run:
     group = {"lr": 0.1, "tensors": tensors, "numel": 10, "vectors": 0, "frozen": 0}
     run.more("optimizer", id=1, cls="Adam", groups=[group], loc="train.py:25")
@@ -617,6 +626,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ("TRN409", "often", lambda run: clipped(run, norm=12.0)),
     ("TRN410", "divided", lambda run: accumulated(run, 2, 0.5)),
     ("TRN411", "even", lambda run: accumulated(run, 2, 0.5)),
+    ("TRN411", "window-after-the-last-batch", stepped_at_the_end),
     ("TRN411", "cut-by-the-time-lapse", lambda run: left_over(run, 400)),
     (
         "TRN412",

@@ -226,10 +226,16 @@ def _is_few(value: object) -> bool:
 def _changes_items(project: Project, node: ast.ClassDef, method: Function, name: str) -> bool:
     """Whether a method reads an attribute under a condition on the object, or at all in what is called random."""
     reads = [one for one in project.attributes.get(name, []) if is_self(one.value) and project.class_of(one) is node]
-    inside = [one for one in reads if project.function(one) is method]
+    helpers = {c.func.attr for c in ast.walk(method) if isinstance(c, ast.Call) and _is_own_method(c)}  # type: ignore[attr-defined]
+    used = [method, *(item for item in node.body if isinstance(item, Function) and item.name in helpers)]
+    inside = [one for one in reads if project.function(one) in used]
     if not inside or any(_is_index_or_seed(project, one) for one in inside):
         return False
-    return node.name.startswith("Random") or any(_guarded(project, one, method) for one in inside)
+    return node.name.startswith("Random") or any(_guarded(project, one, used) for one in inside)
+
+
+def _is_own_method(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and is_self(call.func.value)
 
 
 def _is_index_or_seed(project: Project, read: ast.Attribute) -> bool:
@@ -239,10 +245,18 @@ def _is_index_or_seed(project: Project, read: ast.Attribute) -> bool:
     return isinstance(up, ast.Call) and bool(re.search("seed|enerator|rng", ast.unparse(up.func)))
 
 
-def _guarded(project: Project, read: ast.Attribute, method: Function) -> bool:
+def _guarded(project: Project, read: ast.Attribute, methods: list[Function]) -> bool:
+    """Whether a condition on the object decides about a read: around it, or by returning before it."""
     for up in project.ancestors(read):
-        if up is method:
-            return False
-        if isinstance(up, ast.If) and any(isinstance(p, ast.Attribute) and is_self(p.value) for p in ast.walk(up.test)):
+        if up in methods:
+            before = [one for one in up.body if one.lineno < read.lineno]
+            return any(_asks_the_object(one) and isinstance(one.body[-1], ast.Return) for one in before)  # type: ignore[attr-defined]
+        if _asks_the_object(up):
             return True
     return False
+
+
+def _asks_the_object(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and any(
+        isinstance(part, ast.Attribute) and is_self(part.value) for part in ast.walk(node.test)
+    )

@@ -9,7 +9,7 @@ from statistics import mean, median
 
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import Subject, rule
-from verify.trace.record import Event, NotSeenError, Record
+from verify.trace.record import Event, Iteration, NotSeenError, Record
 
 # A mistake in the order of calls happens at every step; a share this large leaves room for special first steps.
 MOST = 0.5
@@ -328,7 +328,7 @@ def accumulation_tail_dropped(record: Record) -> Iterator[Finding]:
     Why it matters: those samples are thrown away each epoch, or their gradients are added to the next epoch's first
     window, which is then larger than the others.
     Found by: batches left over at the end of an epoch with no step after them.
-    Not an error: an epoch whose batches divide evenly into windows.
+    Not an error: an epoch whose batches divide evenly into windows; a last step when the loader is at its end.
 
     Wrong: `if (i + 1) % k == 0: optimizer.step()`
     Right: `if (i + 1) % k == 0 or i + 1 == len(loader): optimizer.step()`
@@ -339,7 +339,7 @@ def accumulation_tail_dropped(record: Record) -> Iterator[Finding]:
         whole = epoch.length
         if not left or not epoch.exhausted or epoch.counts["steps"] != epoch.counts["batches"] // size:
             continue
-        if whole is not None and whole % size == 0:
+        if (whole is not None and whole % size == 0) or _steps_after(record, epoch, steps):
             continue
         lost = whole % size if whole is not None else left
         yield Finding(
@@ -350,6 +350,15 @@ def accumulation_tail_dropped(record: Record) -> Iterator[Finding]:
             hint="also step when i + 1 == len(loader)",
         )
         return
+
+
+def _steps_after(record: Record, epoch: Iteration, steps: list[Event]) -> bool:
+    """Whether a step follows the end of a pass over the loader, before anything else is iterated.
+
+    A generator that hands out windows of batches has asked for one too many when the last window is trained on.
+    """
+    following = min((one.begin for one in record.iterations if one.begin > epoch.end), default=len(record.events))
+    return any(epoch.end < step["i"] < following for step in steps)
 
 
 @rule("TRN412", severity=Status.WARN, subject=Subject.RUN)

@@ -13,9 +13,9 @@ from verify.trace.record import Record
 # The functions rank the samples by a score, their second argument.
 OF_RANKING = words(
     "sklearn.metrics.roc_auc_score sklearn.metrics.average_precision_score sklearn.metrics.roc_curve "
-    "sklearn.metrics.precision_recall_curve"
+    "sklearn.metrics.precision_recall_curve sklearn.metrics.log_loss sklearn.metrics.brier_score_loss"
 )
-SCORES = words("y_score y_scores probas_pred y_prob")
+SCORES = words("y_score y_scores probas_pred y_prob y_proba")
 DECIDING = words("argmax round rint sign")
 # What leaves decisions decisions, of what they are called on or given.
 PASSED_ON = words(
@@ -31,8 +31,9 @@ def ranking_of_decisions(record: Record) -> Iterator[Finding]:
 
     Why it matters: of 0s and 1s the curve has a single corner; the number is a balanced accuracy at one threshold and
     lower than the area, and models are compared and chosen by it.
-    Found by: reading the source: `roc_auc_score`, `average_precision_score` and their curves given, directly, by name,
-    through a function or in a list that was filled before, nothing but an argmax, rounded numbers or a comparison.
+    Found by: reading the source: `roc_auc_score`, `average_precision_score`, their curves and `log_loss` given, directly,
+    by name, through a function or in a list that was filled before, nothing but an argmax, rounded numbers or a
+    comparison.
     Not an error: probabilities and logits, of which some batches may be rounded; the accuracy of decisions.
 
     Wrong: `roc_auc_score(labels, logits.argmax(1))`, `roc_auc_score(labels, probs > 0.5)`

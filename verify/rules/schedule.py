@@ -13,6 +13,7 @@ from verify.rules import Subject, own_schedule, rule
 from verify.source import project_of, text_of
 from verify.trace.record import Event, NotSeenError, Record
 
+NEVER_ENDS = "the warmup never ends"
 COSINE = "CosineAnnealingLR"
 CYCLIC = ("CosineAnnealingWarmRestarts", "CyclicLR", "OneCycleLR")
 # How far a horizon may be from the run before it is a mistake rather than a habit.
@@ -412,7 +413,9 @@ def _curves(record: Record) -> dict[int, list[list[float]]]:
 def _lambda_shape(record: Record, scheduler: Event, points: list[list[float]]) -> Iterator[Finding]:
     planned = _planned_calls(record, scheduler["id"])
     problems = [_problem([value for call, value in points if call <= plan]) for plan in planned]
-    if all(problems):
+    # A warmup that the time-lapse alone makes too long also spoils the curve behind it.
+    by_time_lapse = problems[0] == NEVER_ENDS != problems[1]
+    if all(problems) and not by_time_lapse:
         yield Finding(
             measured=f"{problems[0]}, over {planned[0]:.0f} calls ({planned[1]:.0f} without the time-lapse)",
             expected="a warmup, then a decay over the run",
@@ -428,7 +431,7 @@ def _problem(values: list[float]) -> str:
         return ""
     top = max(values)
     if values[-1] >= top and values[0] < 0.9 * top and sum(v < 0.99 * top for v in values) > 0.9 * len(values):
-        return "the warmup never ends"
+        return NEVER_ENDS
     gone = next((n for n, v in enumerate(values) if v <= 1e-3 * top and n > values.index(top)), len(values))
     if gone < len(values) / 3 and max(values[gone:]) <= 1e-3 * top:
         return "the rate is gone in the first third"

@@ -49,6 +49,7 @@ class Capture:
         constructor: (class, arguments) that built the model, where they are plain values.
         output: what the model returned first in that pass.
         is_classifier: whether its outputs are the logits of classes.
+        trained_call: (targets, options) of the last cross entropy that had a gradient.
         remembered: rows of tensors that batches may be cut from by hand, as they were at the first step.
     """
 
@@ -66,6 +67,7 @@ class Capture:
     output: Tensor | None = None
     is_classifier: bool = True
     remembered: Any = ()
+    trained_call: Any = None
 
 
 def make(recorder: Any) -> Capture:
@@ -105,6 +107,7 @@ def make(recorder: Any) -> Capture:
         output=output,
         is_classifier=classes is not None,
         remembered=recorder.remembered,
+        trained_call=recorder.last_trained_call,
     )
 
 
@@ -172,11 +175,12 @@ def _probe(recorder: Any) -> None:
 
 def run_probes(captured: Capture, writer: Any, session: Any) -> None:
     """Each probe by itself: one that raises is a probe that was not made."""
-    from . import data_probes, loop_probes
+    from . import data_probes, loop_probes, token_probes
 
     probes = {
         "data": lambda: data_probes.probe_data(captured),
         "loop": lambda: loop_probes.probe_loop(captured),
+        "tokens": lambda: token_probes.probe_tokens(captured),
         "model": lambda: _probe_model(captured, session),
     }
     for name, probe in probes.items():

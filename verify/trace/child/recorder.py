@@ -64,6 +64,7 @@ class Recorder:
         self.last_trained: Pass | None = None
         self.last_loss: dict[str, Any] = {}
         self.last_call: Any = None
+        self.last_trained_call: Any = None
         self.inside = False
         self.is_probing = False
         self.is_seeding = False

@@ -101,7 +101,10 @@ def describe_target(target: Tensor, ignored: int) -> dict[str, Any]:
     with torch.no_grad():
         values = target.detach().reshape(-1)[:100_000]
         if not target.is_floating_point() and target.dtype is not torch.bool:
-            values = values[values != ignored]
+            known = values[values != ignored]
+            if len(known) < len(values) == target.numel():
+                described["ignored"] = len(values) - len(known)
+            values = known
         if values.numel():
             described["min"], described["max"] = values.min().item(), values.max().item()
     return described

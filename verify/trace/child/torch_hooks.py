@@ -158,6 +158,8 @@ def _loss_hook(recorder: Recorder, name: str, original: Callable[..., Tensor]) -
             recorder.last_call = (name, original, args, dict(options), target)
             if args and name in WEIGHTED and isinstance(args[0], Tensor):
                 options = {"weight": args[0], **options}
+            if name in ("cross_entropy", "nll_loss") and output.requires_grad and not target.is_floating_point():
+                recorder.last_trained_call = (target.detach(), options)
             _note_loss(recorder, name, output, input, target, options, full)
         return output
 
