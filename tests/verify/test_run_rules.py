@@ -371,6 +371,7 @@ PLANTED: list[tuple[str, str, Change]] = [
     ("TRN416", "off", lambda run: run.more("dropout_changed", before=[0.5], after=[0.0], loc="train.py:40", model=0)),
     ("GRD305", "unused", lambda run: change_rows(run, "head", graded=False, changed=False)),
     ("GRD305", "none", lambda run: change_rows(run, graded=False, changed=False)),
+    ("GRD305", "thawed", lambda run: change_rows(run, "head", was_trainable=False, graded=False, looks=3)),
     ("DAT221", "same-order", lambda run: without_loaders(run, lambda e: str(e["step"] % 6))),
     (
         "DAT221",
@@ -631,6 +632,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ("TRN415", "falls", nothing),
     ("TRN415", "mixed-images", lambda run: run.put("backward", value=2.3).more("targets", how="sum")),
     ("TRN416", "none", nothing),
+    ("GRD305", "thawed-late", lambda run: change_rows(run, "head", was_trainable=False, graded=False, looks=1)),
     ("GRD305", "frozen", lambda run: change_rows(run, "head", trainable=False, was_trainable=False, graded=False)),
     ("DAT221", "new-order", lambda run: without_loaders(run, lambda e: str(e["step"]))),
     (
