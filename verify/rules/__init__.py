@@ -30,6 +30,7 @@ MODULES = (
     "data_fitting",
     "data_stored",
     "data_per_split",
+    "data_epochs",
     "mixing",
     "gradient",
     "training",
