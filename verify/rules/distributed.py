@@ -19,8 +19,8 @@ def set_epoch_missing(record: Record) -> Iterator[Finding]:
     """The distributed sampler is never told the epoch.
 
     Why it matters: it shuffles by its seed and the epoch; without `set_epoch` the order is the same in every epoch.
-    Found by: two or more epochs over a loader with a DistributedSampler, and no call of `set_epoch`. Where the run is of
-    one process: reading the source, which makes one for the training data and speaks of `set_epoch` nowhere.
+    Found by: two or more epochs over a loader with a DistributedSampler, and no call of `set_epoch`. Where the run is
+    of one process: reading the source, which makes one for the training data and speaks of `set_epoch` nowhere.
     Not an error: samplers of evaluations, `shuffle=False`, a framework that calls it.
     """
     used = [record.loaders[number] for number in record.train_loaders if record.loaders[number]["sampler"] == SAMPLER]
