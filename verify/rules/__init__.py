@@ -24,6 +24,7 @@ MODULES = (
     "dataflow",
     "behaviour",
     "layers",
+    "drops",
     "parity",
     "structure",
     "data",
@@ -60,7 +61,17 @@ MODULES = (
     "acceptance",
 )
 # Those with rules about a model; importing the others costs as much CPU time as counting parameters.
-MODULES_ABOUT_MODELS = ("model", "dataflow", "behaviour", "layers", "parity", "structure", "gradient", "training")
+MODULES_ABOUT_MODELS = (
+    "model",
+    "dataflow",
+    "behaviour",
+    "layers",
+    "drops",
+    "parity",
+    "structure",
+    "gradient",
+    "training",
+)
 # The order in which a report lists them: the data and the model come before what builds on them.
 FAMILIES = {
     "RUN": "whether the script runs at all, on any machine",
