@@ -415,6 +415,18 @@ PLANTED: list[tuple[str, str, Change]] = [
         lambda run: change_values(run, lambda passes: {"val_acc": passes[-1]["correct"] / 40}),
     ),
     (
+        "EVL604",
+        "loss-over-batches-times-size",
+        lambda run: change_values(
+            run, lambda passes: {"val_loss": sum(p["losses"][0] * p["n"] for p in passes) / 48, "val_acc": 0.0}
+        ),
+    ),
+    (
+        "EVL604",
+        "accuracy-over-batches-times-size",
+        lambda run: change_values(run, lambda passes: {"val_acc": 100 * sum(p["correct"] for p in passes) / 48}),
+    ),
+    (
         "EVL605",
         "break",
         lambda run: run.put("iter_end", lambda e: e["loader"] == 1, exhausted=False, batches=1),

@@ -42,6 +42,7 @@ MODULES = (
     "config_effect",
     "evaluation",
     "optimizer",
+    "group_rates",
     "schedule",
     "rates",
     "loss",
