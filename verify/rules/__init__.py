@@ -51,6 +51,7 @@ MODULES = (
     "loss_weights",
     "checkpoint",
     "selection",
+    "selection_data",
     "accumulators",
     "metrics",
     "reproducibility",
