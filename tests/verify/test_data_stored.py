@@ -60,6 +60,13 @@ def flip_in_place(data: Items, i: int) -> Any:
     return x
 
 
+def hole_in_place(data: Items, i: int) -> Any:
+    x = data.pictures[i]
+    top, left = torch.randint(0, 6, (2,)).tolist()
+    x[:, top : top + 2, left : left + 2] = 0
+    return x
+
+
 def noise(data: Items, i: int) -> Any:
     return data.pictures[i] + 0.1 * torch.randn(1, 8, 8)
 
@@ -91,8 +98,9 @@ def test_noise_that_piles_up(store: str) -> None:
     assert [one.status for one in made] == [Status.FAIL]
 
 
-def test_flips_in_place() -> None:
-    assert found(stored_data_changes, DataLoader(Items(flip_in_place), batch_size=16, shuffle=True))
+@pytest.mark.parametrize("change", [flip_in_place, hole_in_place])
+def test_flips_and_holes_in_place(change: Any) -> None:
+    assert found(stored_data_changes, DataLoader(Items(change), batch_size=16, shuffle=True))
 
 
 @pytest.mark.parametrize("change", [noise, cached, cached_in_array, made_in_place, counted])
@@ -236,3 +244,26 @@ def test_tensors_that_batches_are_cut_from(tmp_path: Path, change: str, store: s
     except NotSeenError:
         made = []
     assert bool(made) is bad
+
+
+class Padded(Dataset):
+    """Pictures that are stored with a border, of which random crops are cut; without a border as they are."""
+
+    def __init__(self, pictures: torch.Tensor, pad: int) -> None:
+        self.pictures = torch.nn.functional.pad(pictures, (pad,) * 4)
+        self.pad = pad
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        top, left = torch.randint(0, 2 * self.pad + 1, (2,)).tolist() if self.pad else (0, 0)
+        return self.pictures[i, :, top : top + 8, left : left + 8], i % 3
+
+
+@pytest.mark.parametrize("shared", [0, 12])
+def test_splits_of_which_one_is_stored_with_a_border(shared: int) -> None:
+    pictures = torch.rand(160, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    train = DataLoader(Padded(pictures[: 96 + shared], 2), batch_size=16, shuffle=True)
+    made = found(splits_overlap, train, DataLoader(Padded(pictures[96:], 0), batch_size=16))
+    assert [one.status for one in made] == ([Status.FAIL] if shared else [])

@@ -380,6 +380,7 @@ PLANTED: list[tuple[str, str, Change]] = [
     ("TRN416", "off", lambda run: run.more("dropout_changed", before=[0.5], after=[0.0], loc="train.py:40", model=0)),
     ("GRD305", "unused", lambda run: change_rows(run, "head", graded=False, changed=False)),
     ("GRD305", "none", lambda run: change_rows(run, graded=False, changed=False)),
+    ("GRD305", "thawed", lambda run: change_rows(run, "head", was_trainable=False, graded=False, looks=3)),
     ("DAT221", "same-order", lambda run: without_loaders(run, lambda e: str(e["step"] % 6))),
     (
         "DAT221",
@@ -421,6 +422,18 @@ PLANTED: list[tuple[str, str, Change]] = [
         "EVL604",
         "last-batch",
         lambda run: change_values(run, lambda passes: {"val_acc": passes[-1]["correct"] / 40}),
+    ),
+    (
+        "EVL604",
+        "loss-over-batches-times-size",
+        lambda run: change_values(
+            run, lambda passes: {"val_loss": sum(p["losses"][0] * p["n"] for p in passes) / 48, "val_acc": 0.0}
+        ),
+    ),
+    (
+        "EVL604",
+        "accuracy-over-batches-times-size",
+        lambda run: change_values(run, lambda passes: {"val_acc": 100 * sum(p["correct"] for p in passes) / 48}),
     ),
     (
         "EVL605",
@@ -641,6 +654,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ("TRN415", "falls", nothing),
     ("TRN415", "mixed-images", lambda run: run.put("backward", value=2.3).more("targets", how="sum")),
     ("TRN416", "none", nothing),
+    ("GRD305", "thawed-late", lambda run: change_rows(run, "head", was_trainable=False, graded=False, looks=1)),
     ("GRD305", "frozen", lambda run: change_rows(run, "head", trainable=False, was_trainable=False, graded=False)),
     ("DAT221", "new-order", lambda run: without_loaders(run, lambda e: str(e["step"]))),
     (

@@ -24,6 +24,7 @@ MODULES = (
     "dataflow",
     "behaviour",
     "layers",
+    "drops",
     "parity",
     "structure",
     "data",
@@ -32,6 +33,7 @@ MODULES = (
     "data_per_split",
     "data_groups",
     "missing_values",
+    "data_epochs",
     "mixing",
     "gradient",
     "training",
@@ -42,6 +44,7 @@ MODULES = (
     "config_effect",
     "evaluation",
     "optimizer",
+    "group_rates",
     "schedule",
     "rates",
     "loss",
@@ -52,6 +55,7 @@ MODULES = (
     "tokens",
     "checkpoint",
     "selection",
+    "selection_data",
     "accumulators",
     "metrics",
     "result_names",
@@ -69,7 +73,17 @@ MODULES = (
     "acceptance",
 )
 # Those with rules about a model; importing the others costs as much CPU time as counting parameters.
-MODULES_ABOUT_MODELS = ("model", "dataflow", "behaviour", "layers", "parity", "structure", "gradient", "training")
+MODULES_ABOUT_MODELS = (
+    "model",
+    "dataflow",
+    "behaviour",
+    "layers",
+    "drops",
+    "parity",
+    "structure",
+    "gradient",
+    "training",
+)
 # The order in which a report lists them: the data and the model come before what builds on them.
 FAMILIES = {
     "RUN": "whether the script runs at all, on any machine",

@@ -199,18 +199,38 @@ def labels_unrelated(record: Record) -> Iterator[Finding]:
             hint="are inputs and labels read, sorted or shuffled separately? look at a few samples with their labels",
         )
         return
-    if "across" not in made or not made["same_labels"] or min(train["z"], other["z"]) < PREDICTABLE:
+    if "across" not in made or train["z"] < PREDICTABLE:
         return
-    across, mapping = made["across"], made["mapping"]
-    if across["z"] < CHANCE and mapping["z"] > PREDICTABLE and mapping["count"] >= 2:
-        old, new = mapping["moved"][0]
-        yield Finding(
-            measured=f"across splits {across['accuracy']:.0%} as labelled, {mapping['accuracy']:.0%} after renaming",
-            expected="one meaning of each label",
-            message=f"training's class {old} looks like evaluation's class {new}",
-            location=place_of(probe["evals"][0]),
-            hint="use one map from class names to numbers for all splits",
-        )
+    if made["same_labels"] and other["z"] >= PREDICTABLE and _is_renamed(made["across"], made["mapping"]):
+        yield _renamed(probe, made["across"], made["mapping"], probe["evals"][0])
+        return
+    for further in made.get("further", []):
+        # The first evaluation agrees with training, so that this one would too.
+        agrees = made["across"]["z"] >= PREDICTABLE and further["same_labels"]
+        if agrees and _is_renamed(further["across"], further["mapping"]) and _is_one_to_one(further["mapping"]):
+            yield _renamed(probe, further["across"], further["mapping"], probe["evals"][further["eval"]])
+            return
+
+
+def _is_renamed(across: Json, mapping: Json) -> bool:
+    return bool(across["z"] < CHANCE and mapping["z"] > PREDICTABLE and mapping["count"] >= 2)
+
+
+def _is_one_to_one(mapping: Json) -> bool:
+    """Whether no two classes of training look like one of the evaluation."""
+    new = [pair[1] for pair in mapping["moved"]]
+    return len(set(new)) == len(new)
+
+
+def _renamed(probe: Json, across: Json, mapping: Json, view: Json) -> Finding:
+    old, new = mapping["moved"][0]
+    return Finding(
+        measured=f"across splits {across['accuracy']:.0%} as labelled, {mapping['accuracy']:.0%} after renaming",
+        expected="one meaning of each label",
+        message=f"training's class {old} looks like evaluation's class {new}",
+        location=place_of(view),
+        hint="use one map from class names to numbers for all splits",
+    )
 
 
 def _measured(probe: Json, name: str) -> bool:

@@ -30,8 +30,9 @@ def splits_overlap(record: Record) -> Iterator[Finding]:
     """An evaluation split holds samples that training sees.
 
     Why it matters: the score is that of memory, and the best checkpoint the one that memorised most.
-    Found by: indices of views of one dataset; else the raw rows, files or items of both splits, by hash. Without a
-    DataLoader: the rows of the tensors that batches are cut from, and of those that are called validation or test.
+    Found by: indices of views of one dataset; else the raw rows, files or items of both splits, by hash; of rows that
+    one split stores with a border, the middle. Without a DataLoader: the rows of the tensors that batches are cut from,
+    and of those that are called validation or test.
     Not an error: the accuracy on training data next to a real validation, unless the split is called validation or
     test; a fold that training leaves out by index; a few duplicates, which CIFAR and Fashion-MNIST have themselves;
     samples that occur twice within a split too, such as blank pictures.

@@ -22,8 +22,8 @@ def stored_data_changes(record: Record) -> Iterator[Finding]:
 
     Why it matters: an augmentation in place on a view of the stored sample is never undone; noise piles up from
     epoch to epoch, shifts walk out of the picture, and the original data is gone.
-    Found by: fetching training items several times under the same seeds, and comparing what is stored for them. Without
-    a DataLoader: comparing the tensor that batches are cut from before and after an epoch.
+    Found by: fetching training items several times under the same seeds, other ones in between, and comparing what is
+    stored for them. Without a DataLoader: comparing the tensor that batches are cut from before and after an epoch.
     Not an error: what is filled in at the first fetch; counters and priorities; samples that are made anew in place;
     shuffling; an augmented copy beside the original.
 

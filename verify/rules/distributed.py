@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
+from verify.source import Project, keyword, literal, names_in, project_of
+from verify.trace.child.names import role
 from verify.trace.record import NotSeenError, Record
 
 SAMPLER = "DistributedSampler"
@@ -16,12 +19,14 @@ def set_epoch_missing(record: Record) -> Iterator[Finding]:
     """The distributed sampler is never told the epoch.
 
     Why it matters: it shuffles by its seed and the epoch; without `set_epoch` the order is the same in every epoch.
-    Found by: two or more epochs over a loader with a DistributedSampler, and no call of `set_epoch`.
-    Not an error: samplers of evaluations.
+    Found by: two or more epochs over a loader with a DistributedSampler, and no call of `set_epoch`. Where the run is
+    of one process: reading the source, which makes one for the training data and speaks of `set_epoch` nowhere.
+    Not an error: samplers of evaluations, `shuffle=False`, a framework that calls it.
     """
     used = [record.loaders[number] for number in record.train_loaders if record.loaders[number]["sampler"] == SAMPLER]
     if not used:
-        raise NotSeenError("training uses no DistributedSampler")
+        yield from _never_told(record)
+        return
     if len(record.epochs) >= 2 and not record.of("set_epoch"):
         yield Finding(
             measured=f"no set_epoch in {len(record.epochs)} epochs",
@@ -30,6 +35,33 @@ def set_epoch_missing(record: Record) -> Iterator[Finding]:
             location=used[0]["loc"],
             hint="sampler.set_epoch(epoch) at the start of the epoch",
         )
+
+
+def _never_told(record: Record) -> Iterator[Finding]:
+    project = project_of(record)
+    made = [call for call in project.calls if project.qualified(call.func).endswith(f".{SAMPLER}")]
+    if not made:
+        raise NotSeenError("training uses no DistributedSampler")
+    told = any("set_epoch" in file.text for file in project.files)
+    for call in made if not told and not project.has_framework else ():
+        train = any(role(name) == "train" for name in _names_around(project, call))
+        if train and literal(keyword(call, "shuffle")) is not False and (record.planned_epochs or 0) >= 2:
+            yield Finding(
+                measured=f"{ast.unparse(call)[:80]}, and no set_epoch",
+                expected="sampler.set_epoch(epoch) before each epoch",
+                message="every epoch of a distributed training has the same order",
+                location=project.at(call),
+                hint="sampler.set_epoch(epoch) at the start of the epoch",
+            )
+            return
+
+
+def _names_around(project: Project, call: ast.Call) -> list[str]:
+    """What the sampler is called, and what it is made of."""
+    statement = next(up for up in project.ancestors(call) if isinstance(up, ast.stmt))
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    named = [node.id if isinstance(node, ast.Name) else getattr(node, "attr", "") for node in targets]
+    return [*named, *(names_in(call.args[0]) if call.args else [])]
 
 
 @rule("DST052", subject=Subject.RUN)

@@ -17,6 +17,7 @@ EXACT = 2e-5
 SHOWN = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
 # What an evaluation leaves in a variable that is divided only where it is reported.
 SUMS = ("the sum of batch means", "the sum over samples")
+PADDED = "the sum over the number of batches times the size of one, of which the last is smaller"
 PRINTED = re.compile(r"(?:loss|nll)\b[^\d\n]{0,12}(\d+\.\d+)", re.IGNORECASE)
 BATCH_VARIABLES = ("loss", "batch_loss", "l")
 # An accuracy that is none of the usual numbers is worth a word when it is far off in several evaluations.
@@ -110,6 +111,7 @@ def _wrong_means(evaluation: Evaluation, whole: int | None) -> dict[str, float]:
         "the sum of batch means over the number of samples": sum(values) / total,
         "the sum over samples": sum(v * n for v, n in losses),
         "the sum over samples over the number of batches": sum(v * n for v, n in losses) / len(losses),
+        PADDED: sum(v * n for v, n in losses) / (len(losses) * max(n for _, n in losses)),
         "the loss of the last batch": values[-1],
         "the loss of the first batch": values[0],
     }
@@ -278,7 +280,8 @@ def metric_wrong(record: Record) -> Iterator[Finding]:
     variables and output; a finding needs a variable that equals a usual mistake exactly.
     Not an error: fractions and percentages, other metrics, smoothed losses.
 
-    Wrong: `total / len(loader.dataset)` of batch means; `correct = ...` instead of `correct += ...`
+    Wrong: `total / len(loader.dataset)` of batch means; `correct = ...` instead of `correct += ...`;
+    `correct / (len(loader) * batch_size)`
     Right: sums over samples, divided by the number of samples
     """
     _evaluations(record)
@@ -367,6 +370,7 @@ def _match_accuracy(
         "the last batch over all samples": passes[-1]["correct"] / total,
         "the accuracy of the last batch": shares[-1],
         "right answers over the number of batches": correct / len(passes),
+        PADDED: correct / (len(passes) * max(p["n"] for p in passes)),
         "the sum of batch accuracies": sum(shares),
         "the sum of batch accuracies over the number of samples": sum(shares) / total,
     }

@@ -16,6 +16,7 @@ MOST = 0.5
 FEW_STEPS = 3
 CLIP_RATIO = 50.0
 LONG_RUN, NO_PROGRESS, WORSE = 100, 0.98, 3.0
+THAWED_LOOKS = 3  # at the gradients of a parameter since it was unfrozen
 
 
 def _main_steps(record: Record, least: int = FEW_STEPS) -> list[tuple[int, list[Event]]]:
@@ -498,11 +499,16 @@ def parameter_never_changes(record: Record) -> Iterator[Finding]:
     """Trainable parameters never get a gradient.
 
     Why it matters: they keep their random initial values, and pass for trained ones.
-    Found by: the gradients of every parameter at several steps of the run, up to its end.
+    Found by: the gradients of every parameter at several steps of the run, up to its end; of those that are frozen at
+    first, at three steps or more after that.
     Not an error: frozen parameters, and layers that only a later phase of training uses.
+
+    Wrong: `with torch.set_grad_enabled(not self.frozen)` in forward, and `requires_grad_(True)` alone to unfreeze
+    Right: `self.frozen = False` as well
     """
     record.need_training(5)
-    dead = [r for r in record.parameters if r["trainable"] and r["was_trainable"] and r["opts"] and not r["graded"]]
+    idle = [r for r in record.parameters if r["trainable"] and r["opts"] and not r["graded"]]
+    dead = [r for r in idle if r["was_trainable"] or r.get("looks", 0) >= THAWED_LOOKS]
     alive = [r for r in record.parameters if r["graded"]]
     if dead and alive:
         yield Finding(

@@ -247,3 +247,42 @@ def test_the_size_of_steps_leaves_out_weights_that_start_at_zero(tmp_path: Path)
     ratios = [step["ratio"] for step in watched(tmp_path, text).steps if step["ratio"] is not None]
     assert len(ratios) == 5
     assert max(ratios) < 0.1
+
+
+THAWED = (
+    TRAIN.replace("model = nn.Sequential(", "body, head = (")
+    .replace("nn.ReLU(), ", "")
+    .replace("model.parameters()", "[*body.parameters(), *head.parameters()]")
+    .replace("optimizer =", "body.requires_grad_(False)\nsteps = 0\noptimizer =")
+    .replace("model(a)", "predict(a)")
+    .replace("            optimizer.step()", "            optimizer.step()\n            thaw()")
+    + """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not frozen):
+            x = self.body(x)
+        return self.head(x.relu())
+
+
+def thaw():
+    global steps, frozen
+    steps += 1
+    if steps == 4:
+        body.requires_grad_(True)
+        frozen = FLAG
+
+
+frozen, predict = True, Net()
+train(6)
+"""
+)
+
+
+@pytest.mark.parametrize(("flag", "dead"), [("True", 2), ("False", 0)])
+def test_layers_that_are_unfrozen_without_their_flag(tmp_path: Path, flag: str, dead: int) -> None:
+    rows = watched(tmp_path, THAWED.replace("FLAG", flag)).parameters
+    assert sum(row["looks"] >= 3 and not row["graded"] for row in rows) == dead

@@ -54,7 +54,24 @@ def learn(train: View, evals: list[View], until: float) -> Json:
             _agreement(theirs[1], by_plane(ours, theirs)),
             _agreement(theirs[1], by_plane((ours[2], ours[1]), (theirs[2], theirs[1]))),
         ]
+        further = [(number, view) for number, view in enumerate(evals) if view in candidates[1:3]]
+        result["further"] = [made for number, view in further if (made := _further(ours, number, view, until))]
     return result
+
+
+def _further(ours: Any, number: int, view: View, until: float) -> Json | None:
+    """Whether the labels of a further evaluation split mean what those of training mean; None: cannot be told."""
+    with contextlib.suppress(Unavailable):
+        theirs = _features(view, until)
+        if theirs[0].shape[1] == ours[0].shape[1]:
+            predicted = ours[1][_nearest(theirs[0], ours[0], same=False)]
+            return {
+                "eval": number,
+                "same_labels": sorted(set(ours[1].tolist())) == sorted(set(theirs[1].tolist())),
+                "across": _agreement(theirs[1], predicted),
+                "mapping": _relabelling(predicted, theirs[1]),
+            }
+    return None
 
 
 @contextlib.contextmanager

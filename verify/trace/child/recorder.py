@@ -78,6 +78,7 @@ class Recorder:
         self.step_depth = 0
         self.snapshot_size = 0
         self.graded: set[int] = set()
+        self.looks: dict[int, int] = {}  # at the gradients of what could be trained and had none so far
         self.parts: dict[tuple[int, int], list[bool]] = {}
         self.twins: dict[int, tuple[nn.Module, list[Tensor], list[Tensor]]] = {}
         self.averaged: nn.Module | None = None

@@ -10,6 +10,7 @@ from typing import Any
 from .augmentation_probes import variation
 from .items import digest_of, item_digest, spread_out
 from .measuring import Json, Unavailable
+from .stored import without_padding
 from .views import View
 
 LEAST_FILES = 16
@@ -34,6 +35,11 @@ def overlap(train: View, other: View, until: float) -> Json:
         if ours[0] == "files" and not result["common"] and time.monotonic() < until:
             result = _common_files(ours[1], theirs_raw[1], until)
         return result
+    if ours and theirs_raw:
+        padded = without_padding(train, other, until)
+        result = in_common(*padded, method="rows") if padded else {}
+        if result.get("common"):
+            return result
     if _have_files(train) and _have_files(other):
         return _overlap_of_opened(train, other, until)
     return _overlap_of_items(train, other, until)

@@ -22,21 +22,10 @@ HASH_WORDS = 512  # 8-byte words of a row that are hashed; of a longer row every
 
 def stored_samples(view: View, until: float) -> tuple[str, list[Any]] | None:
     """What is stored for each sample of a loader, before transforms: (kind, one hashable value a sample)."""
-    if view.positions is None or view.base is None:
+    positions, best = view.positions, widest_container(view)
+    if positions is None or best is None:
         return None
-    try:
-        size = len(view.base)
-    except Exception:
-        return None
-    best: tuple[int, str, Any] | None = None
-    for value in _stored(view.base):
-        kind, width = _kind(value, size)
-        if kind and (best is None or width > best[0]):
-            best = (width, kind, value)
-    if best is None:
-        return None
-    _, kind, value = best
-    positions = view.positions
+    kind, value = best
     if kind == "files":
         return kind, [_path(value[position]) for position in positions]
     if kind.startswith("rows"):
@@ -48,6 +37,48 @@ def stored_samples(view: View, until: float) -> tuple[str, list[Any]] | None:
         return None
     hashes = [_stored_digest(value[position]) for position in positions]
     return ("items", hashes) if all(hashes) else None
+
+
+def widest_container(view: View) -> tuple[str, Any] | None:
+    """The container that holds most of each sample, and how it stores them: files, rows of a tensor, or items."""
+    if view.base is None:
+        return None
+    try:
+        size = len(view.base)
+    except Exception:
+        return None
+    best: tuple[int, str, Any] | None = None
+    for value in _stored(view.base):
+        kind, width = _kind(value, size)
+        if kind and (best is None or width > best[0]):
+            best = (width, kind, value)
+    return best and (best[1], best[2])
+
+
+def without_padding(train: View, other: View, until: float) -> tuple[list[int], list[int]] | None:
+    """Hashes of the stored rows of two loaders, where one stores the same pictures with a border around them.
+
+    Random crops are often cut from pictures that were padded once; evaluation keeps those as they are.
+    """
+    found = [widest_container(view) for view in (train, other)]
+    rows = [as_tensor(one[1]) for one in found if one is not None and one[0].startswith("rows")]
+    if len(rows) < 2 or rows[0] is None or rows[1] is None or train.positions is None or other.positions is None:
+        return None
+    shapes = [tuple(row.shape[1:]) for row in rows if row is not None]
+    if rows[0].dtype != rows[1].dtype or len(shapes[0]) != len(shapes[1]) or len(shapes[0]) < 2:
+        return None
+    margins = [mine - theirs for mine, theirs in zip(*shapes, strict=True)]
+    if any(margin % 2 for margin in margins) or min(margins) < 0 < max(margins):
+        return None
+    inner = [min(pair) for pair in zip(*shapes, strict=True)]
+    cut = [row[_middle(row, inner)] for row in rows if row is not None]
+    return row_hashes(cut[0], train.positions, until), row_hashes(cut[1], other.positions, until)
+
+
+def _middle(rows: torch.Tensor, inner: list[int]) -> tuple[slice, ...]:
+    """The middle of each row, of a shape that leaves as much on either side."""
+    starts = [(side - kept) // 2 for side, kept in zip(rows.shape[1:], inner, strict=True)]
+    return (slice(None), *(slice(start, start + kept) for start, kept in zip(starts, inner, strict=True)))
 
 
 def _stored(base: Any) -> list[Any]:

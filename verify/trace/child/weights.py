@@ -125,6 +125,8 @@ def note_gradients(recorder: Any, info: OptimizerInfo) -> None:
     for p in info.parameters():
         if id(p) not in recorder.graded and gradient_state([p]) in ("ok", "nonfinite"):
             recorder.graded.add(id(p))
+        elif id(p) not in recorder.graded and p.requires_grad and not recorder.finished:
+            recorder.looks[id(p)] = recorder.looks.get(id(p), 0) + 1
     recorder.emit("grad_norms", step=recorder.step + 1, opt=info.number, norms=norms)
 
 
@@ -185,6 +187,7 @@ def write_tables(recorder: Any) -> None:
                     "was_trainable": was_trainable,
                     "opts": held.get(id(p), []),
                     "graded": id(p) in recorder.graded,
+                    "looks": recorder.looks.get(id(p), 0),
                     "changed": changed,
                     "moved_frozen": moved or (changed and not p.requires_grad and not was_trainable),
                 }
