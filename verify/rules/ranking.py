@@ -31,9 +31,9 @@ def ranking_of_decisions(record: Record) -> Iterator[Finding]:
 
     Why it matters: of 0s and 1s the curve has a single corner; the number is a balanced accuracy at one threshold and
     lower than the area, and models are compared and chosen by it.
-    Found by: reading the source: `roc_auc_score`, `average_precision_score`, their curves, `log_loss`
-    given, directly, by name, through a function or in a list that was filled before, nothing but an argmax, rounded numbers or a
-    comparison.
+    Found by: reading the source: `roc_auc_score`, `average_precision_score`, their curves and `log_loss` that are given
+    nothing but an argmax, rounded numbers or a comparison: directly, by name, through a function or in a list that was
+    filled before.
     Not an error: probabilities and logits, of which some batches may be rounded; the accuracy of decisions.
 
     Wrong: `roc_auc_score(labels, logits.argmax(1))`, `roc_auc_score(labels, probs > 0.5)`
