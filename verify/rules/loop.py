@@ -583,7 +583,7 @@ def order_without_loader_repeats(record: Record) -> Iterator[Finding]:
     Not an error: all data in one batch; a new permutation for each epoch.
 
     Wrong: `for i in range(0, n, batch): x[i : i + batch]`
-    Right: `order = torch.randperm(n)` at the start of each epoch, `x[order[i : i + batch]]`
+    Right: `order = torch.randperm(n)` at the start of each epoch, `x[order[i : i + batch]], y[order[i : i + batch]]`
     """
     if record.epochs or record.train_loaders:
         raise NotSeenError("training iterates a DataLoader")
@@ -591,12 +591,16 @@ def order_without_loader_repeats(record: Record) -> Iterator[Finding]:
     if len(whole) < 2:
         raise NotSeenError("fewer than two epochs of several batches were seen")
     # Augmented images are new each time; the labels of so many different batches are not the same by chance.
-    if _repeats(whole) or (_repeats(labels) and len(set(labels[0])) >= 4):
+    alone = not _repeats(whole)
+    if not alone or (_repeats(labels) and len(set(labels[0])) >= 4):
         first = next(e for e in record.of("pass") if e["trained"])
         yield Finding(
-            measured=f"the same {len(whole[0])} batches in each of {len(whole)} epochs",
+            measured=f"the {'targets of the' if alone else 'same'} {len(whole[0])} batches "
+            f"{'are the same ' if alone else ''}in each of {len(whole)} epochs",
             expected="another order every epoch",
-            message="the samples are never shuffled anew",
+            message="the targets keep their order: the samples do too, or the inputs alone are shuffled"
+            if alone
+            else "the samples are never shuffled anew",
             location=first["loc"],
-            hint="torch.randperm(n) at the start of each epoch",
+            hint="torch.randperm(n) at the start of each epoch, and the same index for inputs and targets",
         )

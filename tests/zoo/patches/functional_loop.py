@@ -28,7 +28,7 @@ BUGS = [
     bug(
         "labels-not-permuted",
         "D21",
-        "DAT213 TRN415",
+        "DAT213 DAT221",
         edit("x[batch], y[batch]", "x[batch], y[start : start + BATCH_SIZE]"),
     ),
     bug("slices-overlap", "D09", "DAT207", edit(SLICES, "slice(0, 1200), slice(1020, 1390), slice(1390, None)")),
