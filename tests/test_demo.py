@@ -293,16 +293,16 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 demo._verify = lambda console, project: None
 demo.prepare_project = lambda project, dataset: "prepared"
 demo.LOOK_AT_DATA = ""
-demo.PATIENCE_TO_SAVE = 1.0
+demo.PATIENCE_TO_SAVE = float(sys.argv[2])
 sys.exit(demo.run_demo(Path(sys.argv[1])))
 """
 
 
-def start_stand_in(project: Path, ending: str) -> subprocess.Popen[str]:
+def start_stand_in(project: Path, ending: str, patience: float) -> subprocess.Popen[str]:
     """A demo in a process group of its own, as a shell starts it, that has come to training."""
     write(project / "train.py", STAND_IN.format(ending=ending))
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(project)],
+        [sys.executable, "-c", DRIVER, str(project), str(patience)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -316,7 +316,7 @@ def start_stand_in(project: Path, ending: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_reaches_the_training_once_and_waits_for_it(tmp_path: Path, number: signal.Signals) -> None:
-    process = start_stand_in(tmp_path, "pathlib.Path('saved').touch(); sys.exit(130)")
+    process = start_stand_in(tmp_path, "pathlib.Path('saved').touch(); sys.exit(130)", patience=20)
     os.killpg(process.pid, number)  # as a terminal does: to the whole group
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -326,7 +326,7 @@ def test_an_interrupt_reaches_the_training_once_and_waits_for_it(tmp_path: Path,
 
 
 def test_a_training_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    process = start_stand_in(tmp_path, "time.sleep(60)")
+    process = start_stand_in(tmp_path, "time.sleep(60)", patience=1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -345,7 +345,12 @@ def test_a_training_that_does_not_end_is_ended(tmp_path: Path) -> None:
 def test_a_step_that_fails_gives_its_code_and_one_line(tmp_path: Path, script: str, code: int, message: str) -> None:
     write(tmp_path / "train.py", script)
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", DRIVER, str(tmp_path), "20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == code
     assert done.stderr.splitlines() == [message]

@@ -63,7 +63,7 @@ def test_an_endless_script_is_ended(tmp_path: Path):
     begin = time.monotonic()
     text = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True:\n    time.sleep(0.1)\n"
     record = watched(tmp_path, text, cut=replace(PLAIN, timeout=2.0))
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
     assert record.run["timed_out"]
     assert judge(record, ["RUN"]).exit_code == 2
 
