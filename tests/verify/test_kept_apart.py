@@ -66,6 +66,13 @@ def test_a_metric_of_two_stages(line: str, count: int) -> None:
     assert found(metric_of_two_stages, METRICS.replace("VALIDATE", line)) == count
 
 
+def test_values_of_batches_are_no_metric_of_two_stages() -> None:
+    by_value = METRICS.replace("VALIDATE", "acc = self.acc(self(batch[0]), batch[1])").replace(", self.acc)", ", acc)")
+    assert found(metric_of_two_stages, by_value) == 0
+    computed = by_value + "    def on_validation_epoch_end(self):\n        self.log('val', self.acc.compute())\n"
+    assert found(metric_of_two_stages, computed) == 1
+
+
 def test_a_test_split_that_nobody_reads() -> None:
     assert found(test_split_unused, LOADERS.replace("TEST", "self.val_set")) == 1
     assert found(test_split_unused, LOADERS.replace("TEST", "self.test_set")) == 0

@@ -26,10 +26,11 @@ def metric_of_two_stages(record: Record) -> Iterator[Finding]:
     Why it matters: Lightning validates within the epoch of training, so what is reported as validation also counts the
     training batches before it, and chooses the checkpoint.
     Found by: reading the source: a torchmetrics object that a LightningModule updates in its training step and in its
-    validation step, and never resets by itself.
-    Not an error: one object for each stage; objects made by `clone`; a stage that only reads it.
+    validation step, logs as an object or asks to compute, and never resets by itself.
+    Not an error: one object for each stage; objects made by `clone`; a stage that only reads it; logging what a call
+    returns, which is the value of the batch.
 
-    Wrong: `self.acc(logits, y)` in `training_step` and in `validation_step`
+    Wrong: `self.acc(logits, y); self.log("val_acc", self.acc)` in both steps
     Right: `self.train_acc` and `self.val_acc`
     """
     project = torch_project(record)
@@ -45,7 +46,7 @@ def _shared_metric(project: Project, node: ast.ClassDef) -> Iterator[Finding]:
     updated = {name: dict(_updated_metrics(project, methods[name])) for name in STEPS[:2]}
     for name, call in updated["validation_step"].items():
         resets = any(ast.unparse(one.value).endswith(f"self.{name}") for one in project.attributes.get("reset", []))
-        if name in updated["training_step"] and not resets:
+        if name in updated["training_step"] and not resets and _is_read_whole(project, node, name):
             yield Finding(
                 measured=f"self.{name} in training_step and in validation_step",
                 expected="a metric for each stage",
@@ -53,6 +54,22 @@ def _shared_metric(project: Project, node: ast.ClassDef) -> Iterator[Finding]:
                 location=project.at(call),
                 hint="make a second metric for validation",
             )
+
+
+def _is_read_whole(project: Project, node: ast.ClassDef, name: str) -> bool:
+    """Whether what was collected is used: the object itself is logged, or asked to compute.
+
+    What a call returns is the value of its batch alone, which Lightning averages.
+    """
+    for inner in ast.walk(node):
+        if not isinstance(inner, ast.Attribute) or inner.attr != name or not is_self(inner.value):
+            continue
+        up = project.parent.get(inner)
+        if isinstance(up, ast.Attribute) and up.attr == "compute":
+            return True
+        if isinstance(up, ast.Dict | ast.keyword) or (isinstance(up, ast.Call) and inner in up.args):
+            return True
+    return False
 
 
 def _updated_metrics(project: Project, method: Function) -> Iterator[tuple[str, ast.Call]]:
