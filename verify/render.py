@@ -12,6 +12,7 @@ from verify.report import Check, Report, Status, Table, plural, shortlist
 
 INDENT = " " * 6
 ORDER = (Status.FAIL, Status.ERROR, Status.WARN)
+QUOTED = ("MOD102", "MOD103")
 STYLE = {Status.FAIL: "bold red", Status.ERROR: "bold magenta", Status.WARN: "yellow", Status.NOTE: "dim"}
 LABEL = {Status.FAIL: "FAIL", Status.ERROR: "ERROR", Status.WARN: "WARN", Status.NOTE: "note"}
 
@@ -212,14 +213,16 @@ def _held(passed: list[Check], width: int) -> list[str]:
 
 
 def _telling(passed: list[Check]) -> Iterable[Check]:
-    """Checks with a measured value: one of each family after the other, and those with real numbers in them first."""
+    """Checks with a measured value: what people quote, then one of each family after the other, and those with real
+    numbers in them first."""
+    quoted = [check for check in passed if check.code in QUOTED and check.measured]
     families: dict[str, list[Check]] = {}
     for check in passed:
-        if check.measured:
+        if check.measured and check not in quoted:
             families.setdefault(check.code[:3], []).append(check)
     for checks in families.values():
         checks.sort(key=lambda check: len(check.measured) < 4 or not any(map(str.isdigit, check.measured)))
-    return (check for check in chain(*zip_longest(*families.values())) if check is not None)
+    return (check for check in chain(quoted, *zip_longest(*families.values())) if check is not None)
 
 
 def _packed(items: list[str], separator: str, width: int, most: int) -> tuple[list[str], int]:
