@@ -37,6 +37,18 @@ def test_a_running_sum_that_is_divided_where_it_is_shown_is_not_the_reported_los
     assert "EVL604" not in codes(sum_of_means(Run(), "for b in loader:\n    test_loss += loss(b)\n"), "EVL604")
 
 
+def test_the_last_item_of_a_list_that_is_averaged_is_the_loss_of_a_batch() -> None:
+    def run(source: str) -> Run:
+        changed = change_values(Run(), lambda passes: {"val_loss[-1]": passes[-1]["losses"][0]})
+        for event in changed.events:
+            if event["kind"] == "held_values":
+                del event["values"]["val_loss"]
+        return changed.more("source", path="train.py", text=source)
+
+    assert "EVL604" not in codes(run("import numpy as np\nprint(np.average(val_loss))\n"), "EVL604")
+    assert "EVL604" in codes(run("plt.plot(val_loss)\n"), "EVL604")
+
+
 def fast_after_the_first_epoch(run: Run, **mode: object) -> Run:
     """Only the first epoch is carried out; of the others the modes alone are seen."""
     for event in run.events:

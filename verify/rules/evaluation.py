@@ -19,6 +19,7 @@ SHOWN = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
 SUMS = ("the sum of batch means", "the sum over samples")
 PADDED = "the sum over the number of batches times the size of one, of which the last is smaller"
 PRINTED = re.compile(r"(?:loss|nll)\b[^\d\n]{0,12}(\d+\.\d+)", re.IGNORECASE)
+AVERAGING = ("mean", "average", "fmean", "median", "sum", "fsum", "stack", "tensor", "array", "as_tensor")
 BATCH_VARIABLES = ("loss", "batch_loss", "l")
 # An accuracy that is none of the usual numbers is worth a word when it is far off in several evaluations.
 CLEARLY, UNKNOWN = 0.05, "which is not the share of samples whose largest logit is the target"
@@ -208,6 +209,14 @@ def _divided_names(record: Record) -> set[str]:
     return found | (added - read)
 
 
+def _averaged_lists(record: Record) -> set[str]:
+    """What the recorder calls the last item of a list that the script averages: the loss of a batch, no report."""
+    if not record.sources:
+        return set()
+    calls = [c for c in project_of(record).calls if c.args and _last_word(ast.unparse(c.func)) in AVERAGING]
+    return {f"{ast.unparse(call.args[0])}[-1]" for call in calls}
+
+
 def _whole(record: Record, evaluation: Evaluation) -> int | None:
     if evaluation.loader is None:
         return None
@@ -219,11 +228,11 @@ def _loss_mistakes(record: Record) -> dict[str, tuple[str, float, float, Evaluat
     """Mistake -> (variable, its value, the right value, evaluation), for mistakes seen in most evaluations."""
     seen: dict[str, list[tuple[str, float, float, Evaluation]]] = {}
     judged = 0
-    excused = _divided_names(record)
+    excused, items = _divided_names(record), _averaged_lists(record)
     for evaluation in record.evaluations:
         whole = _whole(record, evaluation)
         right = _right_means(evaluation, whole)
-        reported = _reported_losses(evaluation)
+        reported = {k: v for k, v in _reported_losses(evaluation).items() if k not in items}
         printed = _printed_losses(evaluation)
         if not right or not (reported or printed):
             continue
