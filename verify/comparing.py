@@ -1,4 +1,4 @@
-"""Seeds, and whether tensors and models are the same."""
+"""Seeds, and whether tensors and models are the same or share memory."""
 
 from __future__ import annotations
 
@@ -27,6 +27,15 @@ def seed_everything(seed: int) -> None:
     """Seed torch on every device, and Python's `random`, which constructors use too."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def storage_of(tensor: Tensor) -> int | None:
+    """What tensors that share memory have in common; None for sparse and opaque ones, which have no storage."""
+    try:
+        storage: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return None
+    return storage
 
 
 def max_difference(a: Tensor, b: Tensor) -> float:

@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verify.attention import MATMULS, Attention, AttentionTracker, Operation
+from verify.comparing import storage_of
 from verify.linear import Layer, LinearTracker, SparseTable
 
 # Smaller tensors are constants such as the mean and standard deviation of the channels.
@@ -179,7 +180,7 @@ class Watcher(TorchDispatchMode):
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = Call(name, module, args, kwargs, len(self.stack), self.time)
             tensors = [a for a in [*args, *kwargs.values()] if isinstance(a, Tensor)]
-            call.received = {address for t in tensors if (address := _address(t)) is not None}
+            call.received = {address for t in tensors if (address := storage_of(t)) is not None}
             if tensors and tensors[0].dim() == 3 and tensors[0].is_floating_point():
                 _, call.tokens, call.features = tensors[0].shape
                 call.places = call.tokens
@@ -214,7 +215,7 @@ class Watcher(TorchDispatchMode):
 
     def memory(self, tensor: Tensor) -> Memory | None:
         """What is known of the tensor's memory; None for a tensor without any."""
-        address = _address(tensor)
+        address = storage_of(tensor)
         return None if address is None else self.memories.get(address)
 
     def from_input(self, tensor: Tensor) -> bool:
@@ -233,7 +234,7 @@ class Watcher(TorchDispatchMode):
         return memory is not None and not memory.given
 
     def _remember(self, tensor: Tensor, **facts: bool) -> Memory | None:
-        address = _address(tensor)
+        address = storage_of(tensor)
         if address is None:
             return None
         known = self.memories.get(address)
@@ -308,7 +309,7 @@ class Watcher(TorchDispatchMode):
         """An addition of what the module received and overwrote, to what it made since."""
         if operation.name != "add" or len(operation.inputs) < 2:
             return
-        addresses = [_address(t) for t in operation.inputs[:2]]
+        addresses = [storage_of(t) for t in operation.inputs[:2]]
         for call in reversed(self.stack):
             for skip, branch in (addresses, addresses[::-1]):
                 made = self.memories.get(branch) if branch is not None else None
@@ -382,9 +383,9 @@ class Watcher(TorchDispatchMode):
         flow.collapsing, flow.sparse_tables = self.linear.collapsing(), self.linear.sparse_tables()
         flow.calls.sort(key=lambda call: -call.depth)
         flow.read_buffers = {
-            n for n, b in self.model.named_buffers() if _is_float_table(b) and _address(b) in self.read
+            n for n, b in self.model.named_buffers() if _is_float_table(b) and storage_of(b) in self.read
         }
-        flow.read_tensors = {n: t for n, t in plain_tensors(self.model) if _address(t) in self.read}
+        flow.read_tensors = {n: t for n, t in plain_tensors(self.model) if storage_of(t) in self.read}
         return flow
 
 
@@ -436,14 +437,6 @@ def coarse_stem(flow: Dataflow, side: int) -> tuple[int, int] | None:
         if kind == "convolution" and before == side and before > after and 4 * left <= side:
             return left, min(after for _, _, after in flow.sides)
     return None
-
-
-def _address(tensor: Tensor) -> int | None:
-    try:
-        address: int = tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have no storage
-        return None
-    return address
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

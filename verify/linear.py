@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from verify.comparing import storage_of
+
 if TYPE_CHECKING:
     from verify.attention import Operation
     from verify.dataflow import Watcher
@@ -104,7 +106,7 @@ class LinearTracker:
             return
         if before is not None:
             self.pairs.append((before, layer))
-        address = _address(operation.outputs[0])
+        address = storage_of(operation.outputs[0])
         if address is not None:
             self.made_by[address] = layer
 
@@ -113,7 +115,7 @@ class LinearTracker:
         return memory is not None and memory.learned and not memory.from_input
 
     def _made_by(self, tensor: Tensor) -> Layer | None:
-        address = _address(tensor)
+        address = storage_of(tensor)
         return None if address is None else self.made_by.get(address)
 
     def _keeps(self, operation: Operation) -> bool:
@@ -123,14 +125,14 @@ class LinearTracker:
             return True
         if name in AFFINE:
             return sum(self.memory.from_input(t) for t in operation.inputs) <= 1
-        return not operation.in_place and _address(operation.inputs[0]) == _address(operation.outputs[0])
+        return not operation.in_place and storage_of(operation.inputs[0]) == storage_of(operation.outputs[0])
 
     def _carry(self, operation: Operation) -> None:
         layer = next((found for t in operation.inputs if (found := self._made_by(t)) is not None), None)
         if layer is None:
             return
         layer.turned |= _turns(operation)
-        address = _address(operation.outputs[0])
+        address = storage_of(operation.outputs[0])
         if address is not None:
             self.made_by[address] = layer
 
@@ -138,7 +140,7 @@ class LinearTracker:
         for layer in {id(found): found for t in operation.inputs if (found := self._made_by(t)) is not None}.values():
             layer.uses += 1
         for tensor in operation.outputs:
-            address = _address(tensor)
+            address = storage_of(tensor)
             if address is not None:
                 self.made_by.pop(address, None)
 
@@ -215,14 +217,7 @@ def _turns(operation: Operation) -> bool:
     return (old.shape[-1], old.stride(-1)) != (new.shape[-1], new.stride(-1))
 
 
-def _address(tensor: Tensor) -> int | None:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # sparse and opaque tensors have no storage
-        return None
-
-
 def name_of(model: nn.Module, tensor: Any) -> str:
     """The name of the parameter whose memory a tensor shows; empty if there is none."""
-    address = _address(tensor)
-    return next((name for name, p in model.named_parameters() if _address(p) == address), "")
+    address = storage_of(tensor)
+    return next((name for name, p in model.named_parameters() if storage_of(p) == address), "")

@@ -591,16 +591,19 @@ def order_without_loader_repeats(record: Record) -> Iterator[Finding]:
     if len(whole) < 2:
         raise NotSeenError("fewer than two epochs of several batches were seen")
     # Augmented images are new each time; the labels of so many different batches are not the same by chance.
-    alone = not _repeats(whole)
-    if not alone or (_repeats(labels) and len(set(labels[0])) >= 4):
-        first = next(e for e in record.of("pass") if e["trained"])
-        yield Finding(
-            measured=f"the {'targets of the' if alone else 'same'} {len(whole[0])} batches "
-            f"{'are the same ' if alone else ''}in each of {len(whole)} epochs",
-            expected="another order every epoch",
-            message="the targets keep their order: the samples do too, or the inputs alone are shuffled"
-            if alone
-            else "the samples are never shuffled anew",
-            location=first["loc"],
-            hint="torch.randperm(n) at the start of each epoch, and the same index for inputs and targets",
-        )
+    count = len(whole[0])
+    if _repeats(whole):
+        what, message = f"the same {count} batches", "the samples are never shuffled anew"
+    elif _repeats(labels) and len(set(labels[0])) >= 4:
+        what = f"the targets of the {count} batches are the same"
+        message = "the targets keep their order: the samples do too, or the inputs alone are shuffled"
+    else:
+        return
+    first = next(e for e in record.of("pass") if e["trained"])
+    yield Finding(
+        measured=f"{what} in each of {len(whole)} epochs",
+        expected="another order every epoch",
+        message=message,
+        location=first["loc"],
+        hint="torch.randperm(n) at the start of each epoch, and the same index for inputs and targets",
+    )

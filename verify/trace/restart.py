@@ -13,7 +13,7 @@ from verify.trace.record import Event, Record
 
 RESUME_WORDS = re.compile(r"resum|start_epoch|restore|continu(e|ing)\b.*\b(from|where)|ckpt_path", re.IGNORECASE)
 LATEST_STOP = 12
-EPOCHS_AFTER = 2  # the optimizer brings its rate along; that the schedule does not go on shows in the second
+RESUMED_EPOCHS = 2  # the optimizer brings its rate along; that the schedule does not go on shows in the second
 FEWEST_EPOCHS = 3  # one to stop after, one to compare with, and one so that the best need not be the last
 
 # Options. What says "resume" may be a switch; "checkpoint" and "load" are also said of saving and of data.
@@ -89,7 +89,8 @@ def plan(record: Record) -> Plan:
     if count < FEWEST_EPOCHS:
         few = f"{plural(count, 'training epoch')} of the script {'was' if count == 1 else 'were'} seen"
         return Plan(reason=f"{few}; resuming is tried where there are at least {FEWEST_EPOCHS}")
-    return _stop(record, min(LATEST_STOP, max(2, count - EPOCHS_AFTER)))
+    planned = _stop(record, min(LATEST_STOP, max(2, count - RESUMED_EPOCHS)))
+    return planned if planned.stop else _stop(record, min(LATEST_STOP, count - 1))
 
 
 def _stop(record: Record, latest: int) -> Plan:

@@ -8,11 +8,10 @@ from typing import Any
 
 from verify.report import without_colours
 from verify.trace.record import Event, Record
-from verify.trace.restart import Plan, Restart, plan, restart, worth
+from verify.trace.restart import RESUMED_EPOCHS, Plan, Restart, plan, restart, worth
 from verify.trace.resumed import lost_average, lost_values
 
 REPEATED_STEPS = 20
-RESUMED_EPOCHS = 2
 MARGIN = 1.3  # a second start takes no longer than the first, but another program may begin beside it
 NO_TIME = "there was no time to start the script again"
 

@@ -13,7 +13,7 @@ from tests.verify.run_records import Run
 from tests.verify.trace.runs import PLAIN, TRAIN, watched, write
 from verify.trace.launch import Ended, watch
 from verify.trace.record import Record
-from verify.trace.restart import restart
+from verify.trace.restart import plan, restart
 from verify.trace.resume import try_resume
 from verify.watch import judge
 
@@ -160,6 +160,16 @@ def test_the_file_that_holds_most_is_waited_for_and_chosen():
     found, starts = compare(again_from(9, 9), whole, whole)
     assert starts[0][1].stop_after == 9
     assert starts[1][0][2:] == ["--resume", "checkpoint.th"], found
+
+
+def test_two_epochs_remain_to_be_resumed():
+    """The first resumed epoch has the rate that the optimizer brings along, with or without a schedule."""
+    whole = long_run(("best.pt", FULL, 0, 1), epochs=8).drop("save", where=lambda e: e["epoch"] == 6)
+    assert plan(whole.record()).stop == 2, "seven is the only stop after which the best is not the last"
+
+
+def test_one_epoch_remains_where_the_file_is_late():
+    assert plan(long_run(("last.pt", FULL, 2, 10), epochs=4).record()).stop == 3
 
 
 @pytest.mark.parametrize(
