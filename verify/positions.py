@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verify.tokens import Pass, _rows
+from verify.tokens import Pass, rows_with_numbers
 
 # Of the largest number; a convolution may add up in another order at another place.
 SAME = 1e-5
@@ -45,11 +45,11 @@ def shared_codes(seen: Pass) -> Codes | None:
     None where all are different, and where all are alike: such a network has no codes, or adds them later. Groups of
     different sizes come from a stem that sees the border of the picture.
     """
-    block = seen._first_block()
+    block = seen.first_block()
     if block is None or block.given is None:
         return None
     given = block.given.detach()
-    unseen = _rows(given[0] - given[1], zero=True)
+    unseen = rows_with_numbers(given[0] - given[1], zero=True)
     rows = given[0][[t for t in range(given.shape[1]) if t not in unseen]]
     scale = rows.abs().max().item()
     if len(rows) < 4 or not scale or not rows.isfinite().all():
@@ -68,7 +68,7 @@ def shared_codes(seen: Pass) -> Codes | None:
 def unread_rows(seen: Pass) -> list[tuple[str, int, int]]:
     """(name, rows, rows that the logits depend on) of learned tables made for exactly the tokens of the first block, of
     which only a part is read."""
-    block = seen._first_block()
+    block = seen.first_block()
     if block is None or block.given is None:
         return []
     found = []
@@ -79,7 +79,7 @@ def unread_rows(seen: Pass) -> list[tuple[str, int, int]]:
         if gradient is None or not gradient.isfinite().all():
             continue
         rows = gradient.reshape(table.shape[-2:])
-        read = len(_rows(rows))
+        read = len(rows_with_numbers(rows))
         if 0 < read < SMALLEST_SHARE_READ * len(rows):
             found.append((name, len(rows), read))
     return found
@@ -87,7 +87,7 @@ def unread_rows(seen: Pass) -> list[tuple[str, int, int]]:
 
 def empty_columns(seen: Pass, tensors: Iterable[tuple[str, Tensor]]) -> list[tuple[str, int, int]]:
     """(name, features, features that are 0 at every place) of fixed tables made for the tokens of the first block."""
-    block = seen._first_block()
+    block = seen.first_block()
     if block is None or block.given is None:
         return []
     found = []

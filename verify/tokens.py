@@ -174,26 +174,26 @@ class Pass:
         given = start.given
         if not given.requires_grad:
             return None
-        asked = sorted({0, count // 3, 2 * count // 3, count - 1} | _rows(gradient[0], at_most=1))
+        asked = sorted({0, count // 3, 2 * count // 3, count - 1} | rows_with_numbers(gradient[0], at_most=1))
         reach = {}
         for token in asked:
             found = self.gradient(made[0, token], given)
             if found is None or not found.isfinite().all():
                 return None
-            reach[token] = frozenset(_rows(found[0]))
+            reach[token] = frozenset(rows_with_numbers(found[0]))
         composite = [
             type(c.module)
             for c in starts
             if next(c.module.children(), None) is not None and not isinstance(c.module, nn.Sequential | nn.ModuleList)
         ]
-        unseen = frozenset(_rows(given.detach()[0] - given.detach()[1], zero=True))
+        unseen = frozenset(rows_with_numbers(given.detach()[0] - given.detach()[1], zero=True))
         windows = [self._window(given[0, token]) for token in asked if token not in unseen]
         return TokenFlow(
             first=start.name,
             last=end.name,
             tokens=count,
             unseen=unseen,
-            read=frozenset(_rows(gradient[0])),
+            read=frozenset(rows_with_numbers(gradient[0])),
             reach=reach,
             blocks=max((composite.count(kind) for kind in composite), default=0),
             is_local=bool(windows) and all(w is not None and w.share < 0.5 for w in windows),
@@ -226,7 +226,8 @@ class Pass:
             return None
         return _Window.around(gradient[0].abs() > 0)
 
-    def _first_block(self) -> Seen | None:
+    def first_block(self) -> Seen | None:
+        """The first module with others within that receives the tokens of the pictures."""
         blocks = [
             c
             for c in self._sequences()
@@ -245,11 +246,11 @@ class Pass:
         Args:
             attends: names of modules in which tokens attend to each other, so that their axis is known.
         """
-        block = self._first_block()
+        block = self.first_block()
         if block is None or block.given is None or self.x.dim() != 4:
             return None
         sequence = block.given[0]
-        unseen = _rows(block.given.detach()[0] - block.given.detach()[1], zero=True)
+        unseen = rows_with_numbers(block.given.detach()[0] - block.given.detach()[1], zero=True)
         tokens = [t for t in range(len(sequence)) if t not in unseen]
         if len(tokens) < FEWEST_PLACED:
             return None
@@ -348,7 +349,7 @@ def _is_sequence(call: Seen, batch: int) -> bool:
     return given.shape[0] == batch and given.shape[1] >= FEWEST_TOKENS
 
 
-def _rows(values: Tensor, *, zero: bool = False, at_most: int | None = None) -> set[int]:
+def rows_with_numbers(values: Tensor, *, zero: bool = False, at_most: int | None = None) -> set[int]:
     """Rows of (N, D) that have a number other than zero, or that have none."""
     found = values.abs().sum(-1) > 0
     rows: list[int] = (~found if zero else found).nonzero()[:, 0].tolist()

@@ -53,18 +53,18 @@ def _begins(project: Project, statement: ast.stmt) -> bool:
     return not in_loop and not is_method
 
 
-def _sides(compare: ast.Compare) -> tuple[ast.expr, ast.expr] | None:
+def compared_sides(compare: ast.Compare) -> tuple[ast.expr, ast.expr] | None:
     """The two sides of a comparison of which is larger."""
     larger = len(compare.ops) == 1 and isinstance(compare.ops[0], ast.Lt | ast.LtE | ast.Gt | ast.GtE)
     return (compare.left, compare.comparators[0]) if larger else None
 
 
-def _bests(project: Project) -> Iterator[tuple[ast.Compare, Place]]:
+def comparisons_with_best(project: Project) -> Iterator[tuple[ast.Compare, Place]]:
     """Comparisons of something with the best so far, which is a variable or an attribute."""
     tests = [inner for node in project.nodes(ast.If) for inner in ast.walk(node.test)]
     tests += [node.value for node in project.nodes(ast.Assign)]  # improved = loss < best
     for compare in [node for node in tests if isinstance(node, ast.Compare)]:
-        for side in _sides(compare) or ():
+        for side in compared_sides(compare) or ():
             if (
                 isinstance(side, ast.Name | ast.Attribute)
                 and BEST.search(_word(side))
@@ -88,11 +88,11 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
     Right: `if accuracy > best: best = accuracy; save()`
     """
     project = project_of(record)
-    for compare, place in _bests(project):
+    for compare, place in comparisons_with_best(project):
         given = [s for s in _assignments(project, place) if not _restores(project, s)]
         if not given or _is_handed_in(project, place):
             continue
-        if all(_begins(project, statement) for statement in given) and _is_repeated(project, compare):
+        if all(_begins(project, statement) for statement in given) and is_made_again(project, compare):
             yield Finding(
                 measured=f"{ast.unparse(compare)}; {_word(place)} is only set at {project.at(given[0])}",
                 expected=f"{_word(place)} is set to each better result",
@@ -102,7 +102,7 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
             )
             return
         always = [s for s in given if _is_set_always(project, compare, place, s)]
-        if always and _is_repeated(project, compare):
+        if always and is_made_again(project, compare):
             yield Finding(
                 measured=f"{ast.unparse(compare)}; {ast.unparse(always[0])}, whatever the comparison says",
                 expected="only a better result is kept",
@@ -124,7 +124,9 @@ def _is_set_always(project: Project, compare: ast.Compare, place: Place, stateme
     plain = isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Name | ast.Attribute)
     if not plain or project.parent[statement] is not block or statement.lineno < around.lineno:
         return False
-    others = {_word(side) for side in _sides(compare) or () if isinstance(side, ast.Name | ast.Attribute)} - {name}
+    others = {_word(side) for side in compared_sides(compare) or () if isinstance(side, ast.Name | ast.Attribute)} - {
+        name
+    }
     between = [n for n in _statements(block) if around.lineno <= n.lineno < statement.lineno and isinstance(n, ast.If)]
     return _word(statement.value) in others and not any(map(_leaves, between))  # type: ignore[attr-defined]
 
@@ -152,7 +154,7 @@ def _is_handed_in(project: Project, place: Place) -> bool:
     )
 
 
-def _is_repeated(project: Project, compare: ast.Compare) -> bool:
+def is_made_again(project: Project, compare: ast.Compare) -> bool:
     """Whether a comparison is made again and again: in a loop of its function, or in a method."""
     function = project.function(compare)
     loops = [node for node in project.ancestors(compare) if isinstance(node, ast.For | ast.While)]
@@ -161,7 +163,7 @@ def _is_repeated(project: Project, compare: ast.Compare) -> bool:
 
 
 def _follows_the_latest(record: Record, project: Project) -> Iterator[Finding]:
-    compared = {_word(place): compare for compare, place in _bests(project)}
+    compared = {_word(place): compare for compare, place in comparisons_with_best(project)}
     reports = [e for e in record.of("held_values") if e["step"]]
     series: dict[str, list[float]] = {}
     for name in {key for e in reports for key in e["values"]}:
@@ -201,7 +203,7 @@ def patience_never_reset(record: Record) -> Iterator[Finding]:
     """
     project = project_of(record)
     seen = False
-    for sides in filter(None, map(_sides, project.nodes(ast.Compare))):
+    for sides in filter(None, map(compared_sides, project.nodes(ast.Compare))):
         for counter, limit in (sides, sides[::-1]):
             if not isinstance(counter, ast.Name | ast.Attribute) or not LIMIT.search(ast.unparse(limit)):
                 continue
@@ -297,10 +299,12 @@ def best_by_training(record: Record) -> Iterator[Finding]:
     if len(record.evaluations) < 2:
         raise NotSeenError("fewer than two evaluations were seen")
     project = project_of(record)
-    for compare, place in _bests(project):
-        others = [side for side in _sides(compare) or () if side is not place]
-        named = [side for side in others if TRAINED.search(_named(side)) and MEASURE.search(_named(side))]
-        if named and not TRAINED.search(_word(place)) and _is_repeated(project, compare):
+    for compare, place in comparisons_with_best(project):
+        others = [side for side in compared_sides(compare) or () if side is not place]
+        named = [
+            side for side in others if TRAINED.search(name_of_number(side)) and MEASURE.search(name_of_number(side))
+        ]
+        if named and not TRAINED.search(_word(place)) and is_made_again(project, compare):
             yield Finding(
                 measured=ast.unparse(compare),
                 expected="a measure of the validation",
@@ -311,8 +315,8 @@ def best_by_training(record: Record) -> Iterator[Finding]:
             return
 
 
-def _named(side: ast.expr) -> str:
+def name_of_number(side: ast.expr) -> str:
     """What a number is called: a variable, an attribute, or a key and what it is taken from."""
     if isinstance(side, ast.Subscript):
-        return f"{_named(side.value)}_{text_of(side.slice) or ''}"
+        return f"{name_of_number(side.value)}_{text_of(side.slice) or ''}"
     return _word(side)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
 from verify.rules.data_probe import Json, data_probe
-from verify.rules.selection import _bests, _is_repeated, _named, _sides
+from verify.rules.selection import compared_sides, comparisons_with_best, is_made_again, name_of_number
 from verify.source import Project, project_of, text_of
 from verify.trace.record import Event, NotSeenError, Record
 
@@ -113,10 +113,10 @@ def _decides(event: Event) -> bool:
 
 def _in_source(project: Project) -> tuple[str, str] | None:
     """A comparison of a result of the test with the best, in a function that also has one of the validation."""
-    for compare, place in _bests(project):
-        others = [side for side in _sides(compare) or () if side is not place]
-        of_test = [side for side in others if _measures(_named(side), TEST)]
-        if not of_test or _measures(_named(place), TEST) or not _is_repeated(project, compare):
+    for compare, place in comparisons_with_best(project):
+        others = [side for side in compared_sides(compare) or () if side is not place]
+        of_test = [side for side in others if _measures(name_of_number(side), TEST)]
+        if not of_test or _measures(name_of_number(place), TEST) or not is_made_again(project, compare):
             continue
         around = project.function(compare) or project.file(compare).tree
         if any(_measures(name, VALIDATION) for name in _names(around)):
