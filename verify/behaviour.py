@@ -187,7 +187,8 @@ class Behaviour:
         if same_parameters(self.probe.model, self.probe.other_build):
             return []  # two copies of one model that may have run
         try:
-            model = self.probe._build(1).eval().to("meta")
+            # A copy: moving a part that all builds share would take its numbers away from the others.
+            model = copy.deepcopy(self.probe._build(1)).eval().to("meta")
         except Exception:
             return []
         x = torch.empty(2, *self.probe.input_size, device="meta")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from verify.comparing import seed_everything
 from verify.evaluated import EVAL_BATCH
@@ -109,7 +111,7 @@ class Slope:
     """The loss of a float64 copy of the model as a function of its parameters; all else is held still."""
 
     def __init__(self, probe: ModelProbe) -> None:
-        self.model = without_dropout(probe.copy_of_model().train()).double()
+        self.model = without_power_iteration(without_dropout(probe.copy_of_model().train())).double()
         self.x = probe.images(EVAL_BATCH).double()
         self.labels = probe.labels(EVAL_BATCH)
         self.classes = probe.num_classes
@@ -175,6 +177,15 @@ class Slope:
 
         with torch.no_grad():
             return (at(step) - at(-step)) / (2 * step)
+
+
+def without_power_iteration(model: nn.Module) -> nn.Module:
+    """Hold the vectors of spectral norms still: they follow the weights, and the gradient treats them as constants."""
+    for module in model.modules():
+        hooks = module._forward_pre_hooks.values()
+        if any(isinstance(hook, SpectralNorm) for hook in hooks) or isinstance(module, _SpectralNorm):
+            module.eval()
+    return model
 
 
 def _has_custom_function(loss: Tensor) -> bool:

@@ -61,7 +61,7 @@ def stage(python: Path, folder: Path, module: str, *arguments: str) -> dict[str,
         run = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_SECONDS, env=environment, check=False
         )
-        code, words = run.returncode, run.stdout + run.stderr
+        code, words = run.returncode, re.sub(r"\x1b\[\d*m", "", run.stdout + run.stderr)
     except subprocess.TimeoutExpired:
         code, words = 124, ""
     after = os.times()
@@ -140,15 +140,19 @@ def report(found: dict[str, Any]) -> str:
     if inference["code"]:
         last = inference["words"].strip().splitlines()[-1:]
         return "\n".join([*lines, f"Inferring invariants ended with exit code {inference['code']}: `{''.join(last)}`."])
-    lines += [f"Inferring invariants from the trace: {inference['cpu']:.0f} CPU-seconds.", ""]
+    lines += [
+        f"Inferring invariants from the trace: {inference['cpu']:.0f} CPU-seconds. What each program then violates of "
+        "what was learned from the one healthy run; the healthy ones among them differ from it as other healthy "
+        "programs do:",
+        "",
+    ]
     lines += ["| case | violated invariants | CPU-seconds |", "|---|---|---|"]
     for name in (*HEALTHY, *PLANTED):
         made, trace = found.get(name), found.get(f"{name}: trace", {"cpu": 0.0})
         word = "healthy: " if name in HEALTHY else ""
-        failed = re.findall(r"[Ff]ailed[^\n]*?(\d+/\d+|\d+)", made["words"]) if made else []
-        lines += [
-            f"| {word}{name} | {failed[-1] if failed else 'no answer'} | {trace['cpu'] + (made or trace)['cpu']:.0f} |"
-        ]
+        violated = re.findall(r"(\d+) checked .*? (\d+) violated", made["words"]) if made else []
+        answer = "{1} of {0}".format(*violated[-1]) if violated else "no answer"
+        lines += [f"| {word}{name} | {answer} | {trace['cpu'] + (made or trace)['cpu']:.0f} |"]
     return "\n".join(lines)
 
 

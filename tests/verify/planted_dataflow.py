@@ -317,6 +317,7 @@ class PoolsBySoftmaxOfOne(ViT):
     def __init__(self) -> None:
         super().__init__()
         self.score = nn.Linear(DIM, 1)
+        del self.norm
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -567,7 +568,7 @@ class GivenMask(nn.Module):
         self.inner = MaskedInner()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x, x[..., 0] > x[..., 0].mean())
+        return self.inner(x, x[..., 0] > x[..., 0].mean(1, keepdim=True))
 
 
 class MaskedInner(Attention):
@@ -830,6 +831,7 @@ class PoolsByAttention(ViT):
     def __init__(self) -> None:
         super().__init__()
         self.score = nn.Linear(DIM, 1)
+        del self.norm
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
@@ -847,6 +849,9 @@ class LearnedQuery(ViT):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
         scores = self.query(self.token).expand(len(x), -1, -1) @ x.transpose(1, 2) * DIM**-0.5
         return self.head((scores.softmax(-1) @ x)[:, 0])
 
@@ -996,8 +1001,8 @@ class Preactivation(Residual):
 
 class OverwritesWithoutSkip(Residual):
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.leaky_relu_(x))
-        return y + self.conv2(y)
+        y = F.leaky_relu_(self.bn1(self.conv1(x)))
+        return y + self.bn2(self.conv2(y))
 
 
 class HardSwish(Residual):
@@ -1005,7 +1010,7 @@ class HardSwish(Residual):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = F.relu6(x + 3) / 6
-        return x + self.bn1(self.conv1(x * gate))
+        return x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x * gate)))))
 
 
 class Concatenates(Residual):

@@ -311,7 +311,7 @@ HEALTHY: list[type[nn.Module]] = [
     CutByHand,
     MapAsTokens,
     Mixer,
-    with_branch("NormByDeviation", OwnNorm()),
+    with_branch("NormByDeviation", OwnNorm()),  # one module that all builds share
     with_branch("DropsSome", OwnDrop(0.1, 0.9)),
     StridesStageByStage,
 ]
