@@ -132,6 +132,18 @@ class TestRendered:
         presets = {name for name in names if name.startswith("presets/")}
         assert presets == ({f"presets/{answers['model']}_paper.yaml"} if answers["model"] != "cnn" else set())
 
+    def test_ablations_suit_the_data_set(self, rendered: tuple[Path, dict[str, str]]) -> None:
+        project, answers = rendered
+        found = {path.stem for path in project.glob("ablations/*.yaml")}
+        patches = {
+            "cifar10": {"patch_2", "patch_8"},
+            "digits": {"patch_2", "patch_4"},
+            "imagenet": {"patch_8", "patch_32"},
+        }
+        expected = {"no_positions", "relative_positions"} | patches[answers["dataset"]]
+        assert found == (expected if answers["model"] == "vit" else set())
+        assert (project / "ablate.py").exists() == bool(found)
+
     def test_recipes_are_those_of_the_sources(self, rendered: tuple[Path, dict[str, str]]) -> None:
         project, answers = rendered
         config = yaml.safe_load((project / "config.yaml").read_text())

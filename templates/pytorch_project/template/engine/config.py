@@ -114,12 +114,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
-    """Read `path`, then apply `key=value` overrides in order.
+    """Read `path` and the file that it names as its `base`, then apply `key=value` overrides in order.
 
     Raises:
-        UserError: the file is missing or broken, or a key or value is not known.
+        UserError: a file is missing or broken, or a key or value is not known.
     """
     values, origin = _read_file(path)
+    if "base" in values:
+        values, origin = _on_its_base(path, values, origin)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -146,6 +148,17 @@ def make_config(values: dict[str, Any], origin: dict[str, str]) -> Config:
         raise UserError(f"{origin[key]}: {key} {message} (it is {first['input']!r})") from None
     config._origin.update(origin)
     return config
+
+
+def _on_its_base(path: Path, values: dict[str, Any], origin: dict[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The keys of the base, with those of `path` in their place where both have one."""
+    base, where = values.pop("base"), origin.pop("base")
+    if not isinstance(base, str):
+        raise UserError(f"{where}: base must be the path of a file (it is {base!r})")
+    below, below_origin = _read_file(path.parent / base)
+    if "base" in below:
+        raise UserError(f"{below_origin['base']}: {path} is built on this file, which must not have a base of its own")
+    return below | values, below_origin | origin
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -78,6 +78,26 @@ def plot_per_class_accuracy(
     figure.savefig(path, dpi=150)
 
 
+def plot_ablations(accuracies: dict[str, list[float]], title: str, path: Path) -> None:
+    """A row for each ablation, the first on top: a dot a seed, a bar for mean and standard deviation; 0 to 1."""
+    figure = Figure(figsize=(7, 0.42 * len(accuracies) + 1.4), layout="constrained")
+    axis = figure.subplots()
+    for row, values in enumerate(accuracies.values()):
+        percent = 100 * np.array(values)
+        axis.scatter(percent, np.full(len(percent), row), color=BLUE, alpha=0.45, s=22, linewidths=0)
+        deviation = percent.std(ddof=1) if len(percent) > 1 else 0.0
+        axis.errorbar(percent.mean(), row, xerr=deviation, fmt="|", color=ORANGE, markersize=14, capsize=4)
+    first = 100 * float(np.mean(next(iter(accuracies.values()))))
+    axis.axvline(first, color="#a0aec0", linewidth=1, linestyle=":", zorder=0)
+    axis.set_yticks(range(len(accuracies)), list(accuracies))
+    axis.set_ylim(len(accuracies) - 0.4, -0.6)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("best validation accuracy (%): a dot a seed, mean and standard deviation")
+    axis.set_title(title)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
 def plot_images(pixels: np.ndarray, captions: list[str], title: str, path: Path) -> None:
     """A grid of images, each under its caption.
 

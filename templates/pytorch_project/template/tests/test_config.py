@@ -84,6 +84,25 @@ def test_missing_and_unreadable_files(tmp_path):
         load_config(tmp_path / "binary.yaml", [])
 
 
+def test_a_file_may_be_built_on_another(tmp_path):
+    (tmp_path / "config.yaml").write_text("epochs: 7\nseed: 1\n")
+    (tmp_path / "more").mkdir()
+    change = tmp_path / "more" / "change.yaml"
+    change.write_text("base: ../config.yaml\nepochs: 8\n")
+    config = load_config(change, ["seed=2"])
+    assert (config.epochs, config.seed) == (8, 2)
+
+    change.write_text("base: ../nowhere.yaml\n")
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_config(change, [])
+    change.write_text("base: change.yaml\n")
+    with pytest.raises(UserError, match=r"change\.yaml:1: .* must not have a base of its own"):
+        load_config(change, [])
+    change.write_text("epochs: 3\nbase: [1]\n")
+    with pytest.raises(UserError, match=r"change\.yaml:2: base must be the path of a file"):
+        load_config(change, [])
+
+
 def test_given_keys_must_be_read(load_text):
     config = load_text("seed: 1\nepochs: 3\n", "momentum=0.5")
     _ = config.seed, config.epochs, config.as_dict()
