@@ -325,6 +325,35 @@ class UnusedLayer(Base):
         self.extra = nn.Linear(8, 8)
 
 
+class AuxiliaryOffByOption(Base):
+    """An auxiliary head that an option switches off."""
+
+    def __init__(self, deep_supervision: bool = False) -> None:
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.auxiliary = nn.Linear(self.head.in_features, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.pool(self.features(x)).flatten(1)
+        if self.deep_supervision and self.auxiliary is not None:
+            return self.head(x), self.auxiliary(x)
+        return self.head(x)
+
+
+class AuxiliaryInEvalOnly(Base):
+    """The same, behind a test on the mode, and upside down: it never trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Conv2d(8, 8, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = super().features(x)
+        if not self.training:
+            return x + 0.1 * self.extra(x)
+        return x
+
+
 class ZeroedBranch(Base):
     def features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -442,6 +471,7 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (DetachedStem, "GRD301"),
     (NoGradBlock, "GRD301"),
     (UnusedLayer, "GRD301"),
+    (AuxiliaryInEvalOnly, "GRD301"),
     (ZeroedBranch, "GRD301"),
     (RewrappedOutput, "GRD301"),
     (ReducedInTraining, "GRD301"),
@@ -812,6 +842,7 @@ class CentredByRunningMean(Base):
 
 
 HEALTHY: list[type[nn.Module]] = [
+    AuxiliaryOffByOption,
     CentredByRunningMean,
     GatesEachSample,
     RowsAsSequence,

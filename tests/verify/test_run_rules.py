@@ -654,6 +654,15 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ("TRN415", "falls", nothing),
     ("TRN415", "mixed-images", lambda run: run.put("backward", value=2.3).more("targets", how="sum")),
     ("TRN416", "none", nothing),
+    (
+        "GRD305",
+        "switched-off",
+        lambda run: change_rows(run, "head", graded=False, changed=False).add(
+            "source",
+            path="net.py",
+            text="def forward(self, x):\n    return self.head(x) if self.config.headed else x\n",
+        ),
+    ),
     ("GRD305", "thawed-late", lambda run: change_rows(run, "head", was_trainable=False, graded=False, looks=1)),
     ("GRD305", "frozen", lambda run: change_rows(run, "head", trainable=False, was_trainable=False, graded=False)),
     ("DAT221", "new-order", lambda run: without_loaders(run, lambda e: str(e["step"]))),

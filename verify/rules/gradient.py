@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import rule
+from verify.rules.switches import optional_layers, sources_of, switched_off
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -21,7 +22,7 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
     non-zero at any of them. (That a gradient exists proves nothing: it may be all zeros.)
     Not an error: a gradient of zero at the first step (zero-initialised branches and heads), and biases whose
     gradient is zero by mathematics, such as one before a batch norm; the weight of a layer that is given nothing but
-    zeros where forward has further, optional arguments.
+    zeros where forward has further, optional arguments; a layer that an option of the model switches off (a note).
 
     Wrong: `x = self.block(x).detach()`, a layer that forward never calls, `with torch.no_grad():` around a part of
     forward
@@ -41,6 +42,14 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
         )
         return
     dead = [n for n in dead if n not in probe.behaviour.fed_with_zeros] if dead else dead
+    off = {n: test for n, test in _switched_off(probe, dead).items() if n.rpartition(".")[0] not in probe.ran_modules}
+    if off:
+        yield Finding(
+            status=Status.NOTE,
+            message=f"only used where `{next(iter(off.values()))}`, which is not so here",
+            location=shortlist(off),
+        )
+        dead = [n for n in dead if n not in off]
     if not dead:
         yield Finding(status=Status.PASS, measured=f"{len(names)} of {plural(len(names), 'tensor')} have a gradient")
         return
@@ -56,6 +65,10 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
         hint="look for .detach(), .data, .item(), torch.no_grad() or torch.tensor(...) on the way to the output, "
         "or for a layer that forward does not use",
     )
+
+
+def _switched_off(probe: ModelProbe, dead: list[str]) -> dict[str, str]:
+    return switched_off(dead, optional_layers(sources_of(probe.model))) if dead else {}
 
 
 def _reason(probe: ModelProbe, dead: list[str]) -> str:

@@ -9,6 +9,7 @@ from statistics import mean, median
 
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import Subject, rule
+from verify.rules.switches import optional_layers, switched_off, trees_of
 from verify.trace.record import Event, Iteration, NotSeenError, Record
 
 # A mistake in the order of calls happens at every step; a share this large leaves room for special first steps.
@@ -501,7 +502,8 @@ def parameter_never_changes(record: Record) -> Iterator[Finding]:
     Why it matters: they keep their random initial values, and pass for trained ones.
     Found by: the gradients of every parameter at several steps of the run, up to its end; of those that are frozen at
     first, at three steps or more after that.
-    Not an error: frozen parameters, and layers that only a later phase of training uses.
+    Not an error: frozen parameters, layers that only a later phase of training uses, and layers that an option of the
+    model switches off.
 
     Wrong: `with torch.set_grad_enabled(not self.frozen)` in forward, and `requires_grad_(True)` alone to unfreeze
     Right: `self.frozen = False` as well
@@ -509,6 +511,8 @@ def parameter_never_changes(record: Record) -> Iterator[Finding]:
     record.need_training(5)
     idle = [r for r in record.parameters if r["trainable"] and r["opts"] and not r["graded"]]
     dead = [r for r in idle if r["was_trainable"] or r.get("looks", 0) >= THAWED_LOOKS]
+    off = switched_off((r["name"] for r in dead), optional_layers(trees_of(record.sources))) if dead else {}
+    dead = [r for r in dead if r["name"] not in off]
     alive = [r for r in record.parameters if r["graded"]]
     if dead and alive:
         yield Finding(
