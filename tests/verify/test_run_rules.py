@@ -654,6 +654,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ("TRN415", "falls", nothing),
     ("TRN415", "mixed-images", lambda run: run.put("backward", value=2.3).more("targets", how="sum")),
     ("TRN416", "none", nothing),
+    ("GRD305", "bias-of-a-trained-layer", lambda run: change_rows(run, "head.bias", graded=False, changed=False)),
     (
         "GRD305",
         "switched-off",
@@ -671,6 +672,11 @@ HEALTHY: list[tuple[str, str, Change]] = [
         "batches-of-one-class",
         lambda run: without_loaders(run, lambda e: str(e["step"])).put("pass", labels=lambda e: str(e["step"] % 3)),
     ),
+    (
+        "LRS806",
+        "told-where-it-is",
+        lambda run: run.before("mode", "sched", lambda e: e is run.events[9], id=0, given=[0.0], lrs=[0.1], epoch=0),
+    ),
     ("CKP011", "saved-at-once", nothing),
     ("CKP011", "deep-copy", lambda run: weights_loaded(run, aliased=0, made_at=6, step=24, strict=True)),
     ("CKP012", "new-head", lambda run: weights_loaded(run, matched=7, missing=["head.weight", "head.bias"])),
@@ -685,6 +691,11 @@ HEALTHY: list[tuple[str, str, Change]] = [
         ),
     ),
     ("CKP019", "new-head", lambda run: run.more("loaded_then", cls="Net", tensors=9, changed=2, first=["head.weight"])),
+    (
+        "EVL601",
+        "makes-what-another-model-trains-on",
+        lambda run: run.put("pass", evaluated, training=True, norms=1.0, drops=1.0, feeds=True),
+    ),
     ("EVL601", "no-norm-nor-dropout", lambda run: run.put("pass", evaluated, training=True, norms=-1, drops=-1)),
     (
         "EVL601",

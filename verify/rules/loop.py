@@ -502,8 +502,8 @@ def parameter_never_changes(record: Record) -> Iterator[Finding]:
     Why it matters: they keep their random initial values, and pass for trained ones.
     Found by: the gradients of every parameter at several steps of the run, up to its end; of those that are frozen at
     first, at three steps or more after that.
-    Not an error: frozen parameters, layers that only a later phase of training uses, and layers that an option of the
-    model switches off.
+    Not an error: frozen parameters, layers that only a later phase of training uses, layers that an option of the
+    model switches off, and biases whose gradient is zero by mathematics, as the last one of a Wasserstein critic.
 
     Wrong: `with torch.set_grad_enabled(not self.frozen)` in forward, and `requires_grad_(True)` alone to unfreeze
     Right: `self.frozen = False` as well
@@ -514,6 +514,10 @@ def parameter_never_changes(record: Record) -> Iterator[Finding]:
     off = switched_off((r["name"] for r in dead), optional_layers(trees_of(record.sources))) if dead else {}
     dead = [r for r in dead if r["name"] not in off]
     alive = [r for r in record.parameters if r["graded"]]
+    trained = {r["name"] for r in alive}
+    dead = [
+        r for r in dead if not (r["name"].endswith(".bias") and f"{r['name'].removesuffix('bias')}weight" in trained)
+    ]
     if dead and alive:
         yield Finding(
             measured=f"{plural(len(dead), 'tensor')} of {len(record.parameters)} without a gradient in all steps",

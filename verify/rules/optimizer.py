@@ -225,7 +225,7 @@ def no_decay_group_mismatch(record: Record) -> Iterator[Finding]:
     Why it matters: norms and biases are decayed although the code means to spare them; a name that does not match
     matches silently.
     Found by: a group with decay 0 that is empty, or holds vectors alone while the group with decay holds vectors too.
-    Not an error: one group for all; groups for body and head.
+    Not an error: one group for all; groups for body and head; single numbers, as the weights of several losses.
 
     Wrong: `"LayerNorm" in name` when the layer is called `norm1`
     Right: `p.ndim <= 1`

@@ -55,6 +55,10 @@ def _once_an_epoch(record: Record, number: int, calls: int) -> bool:
     return record.ran_to_the_end and epochs >= 3 and calls == epochs and steps >= 2 * epochs
 
 
+# More calls than this many times those of its epochs belong to the epochs of another loader.
+SEVERAL_LOADERS = 1.2
+
+
 def _planned_calls(record: Record, number: int) -> tuple[float, float]:
     """How many calls the whole run makes: in the time-lapse, and without it.
 
@@ -70,6 +74,8 @@ def _planned_calls(record: Record, number: int) -> tuple[float, float]:
     if first.length is None:
         raise NotSeenError("nobody knows how many batches an epoch has")
     within = sum(first.begin <= c["i"] < record.epochs[1].begin for c in calls)
+    if len(calls) > SEVERAL_LOADERS * epochs * within:
+        raise NotSeenError("several loaders are iterated side by side, each with epochs of its own")
     whole = within * (first.length or first.counts["batches"]) / max(1, first.counts["batches"])
     return epochs * within, epochs * whole
 
@@ -555,14 +561,15 @@ def schedule_before_optimizer(record: Record) -> Iterator[Finding]:
 
     Why it matters: the first value of the schedule is skipped, and everything comes one step early.
     Found by: a call of `scheduler.step()` before the first optimizer step.
-    Not an error: skipping ahead on purpose when training is resumed.
+    Not an error: skipping ahead on purpose when training is resumed; a step that is told where it is
+    (`step(epoch + i / n)`) and leaves the rate as it was.
 
     Wrong: `scheduler.step()` at the start of the epoch
     Right: `scheduler.step()` at its end
     """
     record.need_training()
     loaded = bool(record.of("scheduler_loaded") or record.of("optimizer_loaded"))
-    early = [e for e in record.of("sched") if e["step"] == 0]
+    early = [e for e in record.of("sched") if e["step"] == 0 and not _stays(e)]
     if early and not loaded:
         yield Finding(
             measured=f"scheduler.step() before the first of {len(record.steps)} optimizer steps",
@@ -571,6 +578,11 @@ def schedule_before_optimizer(record: Record) -> Iterator[Finding]:
             location=early[0]["loc"],
             hint="call scheduler.step() after the batches of the epoch",
         )
+
+
+def _stays(call: Event) -> bool:
+    """Whether a scheduler is told that it is where it begins."""
+    return bool(call["given"]) and call["given"][0] == 0
 
 
 @rule("LRS807", severity=Status.WARN, subject=Subject.RUN)

@@ -339,6 +339,8 @@ class Record:
     def _add_pass(
         self, event: Event, numbers: dict[int, Iteration], found: list[Evaluation], last_trained: int
     ) -> None:
+        if event.get("feeds"):
+            return
         iteration = numbers.get(event["iteration"]) if event["iteration"] else None
         if iteration is not None and (iteration.role != "eval" or iteration.loader in self.train_loaders):
             return

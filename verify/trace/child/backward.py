@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from . import graphs, weights
+from . import graphs, reported, weights
 from .events import finite
 from .quiet import quiet
 from .weights import gradient_state
+
+COUNTED_STEPS = 50
 
 
 def backward(recorder: Any, root: Any, call: Any, args: tuple, kwargs: dict) -> Any:
@@ -36,6 +38,8 @@ def backward(recorder: Any, root: Any, call: Any, args: tuple, kwargs: dict) -> 
 @quiet
 def _before_backward(recorder: Any, root: Any) -> dict[str, Any]:
     tensor = root if isinstance(root, Tensor) else next(iter(root), None)
+    if recorder.step < COUNTED_STEPS and isinstance(tensor, Tensor):
+        recorder.loss_terms = max(recorder.loss_terms, reported.sum_depth(tensor))
     recorder.flush_passes(only_eval=True, root=tensor)
     if recorder.fresh_eval:
         recorder.look_at_report()

@@ -61,6 +61,7 @@ class Recorder:
         self.current: TimeLapseIter | None = None
         self.open: dict[int, TimeLapseIter] = {}
         self.pending: list[Pass] = []
+        self.loss_terms = 0  # additions in the loss of a batch
         self.last_trained: Pass | None = None
         self.last_loss: dict[str, Any] = {}
         self.last_call: Any = None
@@ -193,7 +194,7 @@ class Recorder:
             if picture:
                 self.emit("batch_picture", role="eval", png_base64=picture)
         if number == iterator.limit - 1 and entry["passes"] <= 2:
-            for name, depth in reported.kept_graphs(self.session.places.user_frames()).items():
+            for name, depth in reported.kept_graphs(self.session.places.user_frames(), self.loss_terms).items():
                 self.emit("graph_kept", name=name, depth=depth, loc=self.here())
         if (entry["passes"] == 1 and not iterator.length) or number < 64:
             self._keep(entry, number, data)
@@ -374,6 +375,8 @@ class Recorder:
             self.current.counts["forwards"] += 1
         if len(self.pending) >= MOST_PENDING:
             self.flush_passes()
+        if grad:
+            self._note_feeding((args, kwargs))
         one = Pass(info, fields, (args, kwargs), main, self._targets(main))
         one.add_losses(self.inner_losses)
         self.pending.append(one)
@@ -435,6 +438,16 @@ class Recorder:
                 match.targets = target
         fields.pop("target_tensor", None)
         self.emit("loss", step=self.step, **fields)
+
+    @quiet
+    def _note_feeding(self, model_input: Any) -> None:
+        """Mark the passes without a gradient whose output another model is now trained on: they evaluate nothing."""
+        silent = [p for p in self.pending if not p.fields["grad"] and p.output is not None]
+        if silent:
+            given = {t.untyped_storage().data_ptr() for t in tensors_of(model_input)}
+            for one in silent:
+                if one.output.untyped_storage().data_ptr() in given:
+                    one.fields["feeds"] = True
 
     @quiet
     def flush_passes(
@@ -578,7 +591,7 @@ class Recorder:
             self.fresh_eval = False
             if self.hints < 20:
                 self.hints += 1
-                for name, depth in reported.kept_graphs(frames).items():
+                for name, depth in reported.kept_graphs(frames, self.loss_terms).items():
                     self.emit("graph_kept", name=name, depth=depth, loc=self.here())
                 for name, step in reported.old_snapshots(self, frames).items():
                     self.hints += 5

@@ -30,23 +30,45 @@ def numbers(scopes: list[Mapping[str, Any]]) -> dict[str, float | str]:
     return found
 
 
-def kept_graphs(frames: list[FrameType]) -> dict[str, int]:
-    """Variables that hold on to the graphs of several batches: sums of losses, lists of losses; by name."""
+# How far a sum is followed, and what may stand around one.
+MOST_ADDED = 24
+PASSED_THROUGH = ("DivBackward0", "MulBackward0", "MeanBackward0", "SumBackward0", "StackBackward0", "CatBackward0")
+
+
+def kept_graphs(frames: list[FrameType], terms: int) -> dict[str, int]:
+    """Variables that hold on to the graphs of several batches: sums of losses, lists of losses; by name.
+
+    `terms` is how many the losses of single batches have, which are sums themselves, or sums of lists.
+    """
+    least = max(3, terms + 2)
     found = {}
     for frame in frames[:4]:
         for name, value in list(frame.f_locals.items()):
             if _has_graph(value):
-                depth, node = 0, value.grad_fn
-                if type(node).__name__ in ("DivBackward0", "MulBackward0"):
-                    node = node.next_functions[0][0]
-                while node is not None and type(node).__name__ == "AddBackward0" and depth < 5:
-                    depth += 1
-                    node = next((n for n, _ in node.next_functions if type(n).__name__ == "AddBackward0"), None)
-                if depth >= 3:
+                depth = sum_depth(value)
+                if depth >= least:
                     found[name] = depth
-            elif type(value) is list and len(value) >= 3 and _has_graph(value[-1]):
+            elif type(value) is list and len(value) >= least and _has_graph(value[-1]):
                 found[name] = len(value)
     return found
+
+
+def sum_depth(loss: Tensor) -> int:
+    """How many additions, one in the other, a number is made of; at least what is stacked for it."""
+    depth, node = 0, loss.grad_fn
+    stacked = 0
+    for _ in range(MOST_ADDED):
+        if node is None:
+            break
+        name = type(node).__name__
+        depth += name == "AddBackward0"
+        stacked = max(stacked, len(node.next_functions) if name.startswith(("Stack", "Cat")) else 0)
+        inner = [n for n, _ in node.next_functions if n is not None]
+        additions = [n for n in inner if type(n).__name__ == "AddBackward0"]
+        if not additions and name not in PASSED_THROUGH:
+            break
+        node = next(iter(additions or inner), None)
+    return max(depth, stacked)
 
 
 def _has_graph(value: Any) -> bool:

@@ -81,7 +81,7 @@ def optimizer_info(recorder: Any, optimizer: Any) -> OptimizerInfo:
                     **plain,
                     "tensors": len(tensors),
                     "numel": sum(p.numel() for p in tensors),
-                    "vectors": sum(p.dim() <= 1 for p in tensors),
+                    "vectors": sum(p.dim() <= 1 and p.numel() > 1 for p in tensors),
                     "frozen": sum(not p.requires_grad for p in tensors),
                 }
             )
