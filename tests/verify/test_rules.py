@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from tests.verify import planted, planted_behaviour, planted_dataflow, planted_layers
-from tests.verify.planted import CLASSES, FROZEN_ON_PURPOSE, HEALTHY, PLANTED, WARNINGS
+from tests.verify.planted import (
+    CLASSES,
+    FROZEN_ON_PURPOSE,
+    HEALTHY,
+    PLANTED,
+    WARNINGS,
+    AuxiliaryOffByOption,
+)
 from verify.probe import ModelProbe
 from verify.report import Check, Status
 from verify.rules import Subject, all_rules, select_rules
@@ -97,3 +104,11 @@ def test_one_mistake_is_reported_once() -> None:
     assert "KeyError" in failed.measured
     assert "test_rules.py" in failed.location
     assert len(codes(checks, Status.SKIP)) > 10
+
+
+def test_layer_that_an_option_switches_off_is_said() -> None:
+    found = [c for c in check(AuxiliaryOffByOption) if c.code == "GRD301"]
+    assert [c.status for c in found] == [Status.NOTE, Status.PASS]
+    assert "self.deep_supervision" in found[0].message
+    tensors = len(list(AuxiliaryOffByOption().parameters()))
+    assert found[1].measured == f"{tensors - 2} of {tensors} tensors have a gradient"

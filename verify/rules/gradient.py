@@ -51,7 +51,9 @@ def gradient_missing(probe: ModelProbe) -> Iterator[Finding]:
         )
         dead = [n for n in dead if n not in off]
     if not dead:
-        yield Finding(status=Status.PASS, measured=f"{len(names)} of {plural(len(names), 'tensor')} have a gradient")
+        yield Finding(
+            status=Status.PASS, measured=f"{len(names) - len(off)} of {plural(len(names), 'tensor')} have a gradient"
+        )
         return
     if seen.non_finite:
         yield Finding(status=Status.SKIP, message=f"not finite: {seen.non_finite} (GRD302)")
