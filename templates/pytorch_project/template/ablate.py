@@ -30,16 +30,16 @@ import torch
 import yaml
 
 from engine.build import model_of
-from engine.checkpoint import CONFIG, atomic_file
+from engine.checkpoint import CONFIG, FREE_KEYS, atomic_file
 from engine.config import Config, load_config
-from engine.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, UserError, run_script
+from engine.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_USE, UserError, run_script
 from engine.plots import plot_ablations
 from engine.run import RUNS, write_json
 
 PROJECT = Path(__file__).resolve().parent
 BASELINE = "config.yaml"
-# Settings that do not change what a run learns.
-FREE_KEYS = {"log_every", "num_workers", "loader", "device", "data_dir", "checkpoint_every"}
+# A run may go on with these changed, but one of another length does not belong into the same table.
+COMPARED_KEYS = {"epochs", "patience"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"[{number}/{len(cells)}] {cell}: training, see {cell.folder / 'train.log'}", flush=True)
         code = train(cell)
         if code == EXIT_INTERRUPTED:
-            print("Interrupted and saved. The same command continues.", file=sys.stderr)
+            print("Interrupted. The same command continues.", file=sys.stderr)
         if code:
-            return code if code == EXIT_INTERRUPTED else EXIT_FAILED
+            return code if code in (EXIT_WRONG_USE, EXIT_INTERRUPTED) else EXIT_FAILED
         write_results(cells, arguments.out)
     print("\n" + write_results(cells, arguments.out))
     print(f"\nSaved in {arguments.out}: table.md, results.json, accuracy.png")
@@ -133,7 +133,7 @@ def check_same_settings(cell: Cell) -> None:
         return
     before, now = yaml.safe_load(file.read_text(encoding="utf-8")), cell.config.as_dict()
     for key, value in before.items():
-        if key not in FREE_KEYS and value != now.get(key):
+        if (key not in FREE_KEYS or key in COMPARED_KEYS) and value != now.get(key):
             raise UserError(
                 f"{cell.folder} was trained with {key} {value!r}, which is {now.get(key)!r} now; "
                 "name another folder with --out, or remove that one"

@@ -23,7 +23,7 @@ SHORT = [*DIGITS, "epochs=2", "device=cpu", "log_every=1"]
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts ablate.py on two ablations of one epoch or two, in an empty folder."""
+    """Starts ablate.py with runs of two epochs, in an empty folder."""
 
     def popen(*arguments):
         return subprocess.Popen(
@@ -100,6 +100,11 @@ def test_mistakes(project, capsys, arguments, message):
 def test_a_failed_run_stops_the_grid(project, capsys):
     code = run_script(lambda: ablate.main(["--seeds", "0", "--set", *SHORT[1:], "learning_rate=1e30", "grad_clip=0"]))
     assert code == 1
+
+
+def test_a_setting_that_a_run_refuses_is_wrong_use(project, capfd):
+    assert run_script(lambda: ablate.main(["--seeds", "0", "--set", *SHORT[1:], "momentum=0.5"])) == 2
+    assert "momentum is set, but nothing reads it" in capfd.readouterr().err
 
 
 def test_differences_are_those_of_the_same_seed():
