@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from verify.attention import MATMULS, Attention, AttentionTracker, Operation
 from verify.comparing import storage_of
 from verify.linear import Layer, LinearTracker, SparseTable
+from verify.modes import OperationMode
 
 # Smaller tensors are constants such as the mean and standard deviation of the channels.
 SMALLEST_TABLE = 9
@@ -140,7 +140,7 @@ def follow_forward(model: nn.Module, x: Tensor) -> Dataflow:
     return watcher.result()
 
 
-class Watcher(TorchDispatchMode):
+class Watcher(OperationMode):
     """Sees every primitive operation of a forward pass."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -246,9 +246,8 @@ class Watcher(TorchDispatchMode):
 
     # -- operations --------------------------------------------------------------------------------------------
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def carry_out(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Carry the operation out, and note it."""
-        kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if self.problem is None:
             try:

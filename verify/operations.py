@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from verify.modes import OperationMode
 
 # What only looks at a tensor in another way, and what multiplies by it as by a matrix.
 VIEWS = ("view", "t.", "transpose", "permute", "expand", "slice", "unsqueeze", "squeeze", "detach", "alias", "_to_copy")
 PRODUCTS = ("mm.", "bmm.", "addmm.", "baddbmm.", "matmul", "linear", "convolution", "mv.", "dot.")
 
 
-class Operations(TorchDispatchMode):
+class Operations(OperationMode):
     """Collects the names of the operations that are carried out inside of it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def carry_out(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Note the name, and carry it out."""
         self.names.add(str(func))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
-class Consumers(TorchDispatchMode):
+class Consumers(OperationMode):
     """Collects the names of the operations that use the memory of a tensor, views of it left out."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -33,14 +35,14 @@ class Consumers(TorchDispatchMode):
         self.memory = tensor.untyped_storage().data_ptr()
         self.names: set[str] = set()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def carry_out(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Note the name if the tensor is among the arguments, and carry it out."""
         given = [one for arg in args for one in (arg if isinstance(arg, (list, tuple)) else [arg])]
         tensors = [one for one in given if isinstance(one, Tensor) and one.device.type != "meta"]
         name = str(func).removeprefix("aten.")
         if any(one.untyped_storage().data_ptr() == self.memory for one in tensors) and not name.startswith(VIEWS):
             self.names.add(name)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
     @property
     def only_multiply(self) -> bool:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from verify.modes import OperationMode
 from verify.report import Table
 from verify.shapes import plain_sizes
 
@@ -69,7 +69,7 @@ def costs_of(model: nn.Module, size: tuple[int, ...]) -> Costs:
     return Costs(problem=problem)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(OperationMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -104,9 +104,9 @@ class _Counter(TorchDispatchMode):
             self.costs.kept[self.stack[-1]] += tensor.untyped_storage().nbytes()
         return tensor
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def carry_out(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Carry the operation out on shapes, and count it."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         name = func._schema.name.rpartition("::")[2]
         self.costs.macs[self.stack[-1]] += multiply_adds(name, args, result)
         return result

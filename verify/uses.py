@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from verify.modes import OperationMode
 
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 COPIES = frozenset({"clone", "_to_copy", "_unsafe_view", "contiguous"})
@@ -139,7 +140,7 @@ def uses_of(model: nn.Module, x: Tensor) -> Uses:
     return recorder.result()
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(OperationMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -171,12 +172,12 @@ class _Recorder(TorchDispatchMode):
     def _leave(self) -> None:
         self.stack.pop()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def carry_out(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Carry the operation out, and note what it reads."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         name = func._schema.name.rpartition("::")[2]
         in_place = name.endswith("_") and not name.endswith("__")
-        self._note(name.rstrip("_") if in_place else name, args, kwargs or {}, result, func)
+        self._note(name.rstrip("_") if in_place else name, args, kwargs, result, func)
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if in_place and first is not None:
             memory = _memory(first)
