@@ -22,6 +22,25 @@ def cpu_seconds(command: Sequence[str], cwd: str | None = None) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def peak_megabytes(command: Sequence[str]) -> float:
+    """The largest resident memory of a command, or of the largest process that it starts and waits for."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
+    return usage.ru_maxrss / 1024
+
+
+def compare_memory(name: str, ours: Sequence[str], peer: Sequence[str], *, target: float) -> bool:
+    """Print the peak memory of both commands, medians of three runs, and whether their ratio is at most `target`."""
+    mine, theirs = (statistics.median(peak_megabytes(command) for _ in range(3)) for command in (ours, peer))
+    held = mine <= target * theirs
+    verdict = "holds" if held else "MISSED"
+    print(f"{name}: {mine:.0f} against {theirs:.0f} MB, ratio {mine / theirs:.2f} (target {target:g}: {verdict})")
+    return held
+
+
 def compare(name: str, ours: Sequence[str], peer: Sequence[str], *, repeats: int, target: float) -> bool:
     """Run both commands in turns and print the medians and the median of the ratios.
 

@@ -19,17 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from verify.comparing import generators, same_parameters, seed_everything
+from verify.comparing import generators, seed_everything
 from verify.dataflow import plain_tensors
-from verify.evaluated import EVAL_BATCH
 from verify.outputs import all_logits, main_logits
 from verify.positions import Codes, empty_columns, one_colour, shared_codes, unread_rows
 from verify.probe import FOLLOWED_BATCH, SLOWEST_FOLLOWED
 from verify.rehearsal import without_dropout
-from verify.samples import called_leaves, divides_by_variance, share_dropped
-from verify.shapes import plain_sizes
+from verify.samples import called_leaves, divides_by_variance, own_leaves, share_dropped
+from verify.shapes import plain_sizes, sizes_of
 from verify.slope import DIRECTION_SEED
-from verify.tokens import Pass, TokenFlow, uncovered
+from verify.tokens import Pass, TokenFlow, received, with_noise
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -72,7 +71,7 @@ class Behaviour:
             return "two passes over one batch differ already (MOD105)"
         seed_everything(0)
         try:
-            return Pass(uncovered(probe.copy_of_model()), probe.images(FOLLOWED_BATCH), main_logits)
+            return Pass(probe.uncovered_model, probe.images(FOLLOWED_BATCH), main_logits)
         except Exception as error:  # scripted models take no hooks, and some have no gradient
             return f"the tokens cannot be followed ({type(error).__name__})"
 
@@ -87,7 +86,7 @@ class Behaviour:
         if isinstance(self._pass, str):
             return None
         with suppress(RuntimeError):
-            return self._pass.tokens()
+            return self._pass.tokens(few=self.probe.is_large)
         return None
 
     @cached_property
@@ -117,7 +116,10 @@ class Behaviour:
         with suppress(Exception):  # a model that takes no picture of one colour
             seed_everything(0)
             pictures = one_colour(self.probe.images(FOLLOWED_BATCH))
-            return shared_codes(Pass(uncovered(self.probe.copy_of_model()), pictures, main_logits))
+            block = self._pass.first_block()
+            with torch.no_grad():
+                given = received(self.probe.uncovered_model, block.name, pictures) if block else None
+            return shared_codes(block.name, given) if block and given is not None else None
         return None
 
     @cached_property
@@ -142,10 +144,13 @@ class Behaviour:
 
     @cached_property
     def _own_modules(self) -> list[tuple[str, nn.Module, Tensor]]:
-        if self.probe.eval_run.seconds > SLOWEST_FOLLOWED:
+        probe = self.probe
+        if probe.eval_run.seconds > SLOWEST_FOLLOWED or not own_leaves(probe.model):
             return []
+        images = probe.images(FOLLOWED_BATCH)
         with suppress(Exception):
-            return list(called_leaves(self.probe.copy_of_model(), self.probe.images(FOLLOWED_BATCH)))
+            model, x = probe.without_numbers(images, train=True) or (probe.copy_of_model(), images)
+            return list(called_leaves(model, x, probe.model))
         return []
 
     @property
@@ -170,12 +175,9 @@ class Behaviour:
     @cached_property
     def late_parameters(self) -> list[str]:
         """Names of parameters that a fresh model lacks and that it has after its first forward pass."""
-        probe = self.probe
-        model = probe._build(1).to(probe.device)
-        before = {name for name, _ in model.named_parameters()}
-        with torch.no_grad():
-            probe.forward(model.eval(), probe.images(2), "in eval mode")
-        return [name for name, _ in model.named_parameters() if name not in before]
+        ran = self.probe.model_that_ran
+        fresh = self.probe.fresh_names[0]
+        return [name for name, _ in ran.named_parameters() if name not in fresh]
 
     @cached_property
     def left_behind(self) -> list[str]:
@@ -184,7 +186,9 @@ class Behaviour:
         The other device is the meta device, on which nothing is computed. The model must not have run before: caches of
         its first pass would stay behind too, and are made on the right device where a model is moved first.
         """
-        if same_parameters(self.probe.model, self.probe.other_build):
+        if not _plain_by_owner(self.probe.model):
+            return []
+        if self.probe.builds_alike:
             return []  # two copies of one model that may have run
         try:
             # A copy: moving a part that all builds share would take its numbers away from the others.
@@ -220,24 +224,22 @@ class Behaviour:
             if not p.requires_grad or not p.is_floating_point() or name not in now:
                 continue
             q = now[name].detach()
-            way = (q - p.detach()).abs().max().item() if p.numel() else 0.0
             axes = [axis for axis, size in enumerate(p.shape) if size > 1]
-            if way == 0 or len(axes) < 2:
+            alike = [a for a in axes if torch.equal(*p.narrow(a, 0, 2).unbind(a)) and _spread(p.detach(), a) == 0]
+            if len(axes) < 2 or not alike:
                 continue
-            for axis in axes:
-                alike = _spread(p.detach(), axis) == 0
-                if alike and _spread(q, axis) < SPREAD * way:
-                    found.append(name)
-                    break
+            way = (q - p.detach()).abs().max().item()
+            if way > 0 and any(_spread(q, axis) < SPREAD * way for axis in alike):
+                found.append(name)
         return found
 
     @cached_property
     def fed_with_zeros(self) -> set[str]:
         """Names of weights of linear layers and convolutions that receive zeros alone, in a model whose forward has
         optional arguments: those that stand for zeros if nobody gives them."""
-        model = self.probe.copy_of_model().train()
-        if not _has_optional_argument(model):
+        if not _has_optional_argument(self.probe.model):
             return set()
+        model = self.probe.copy_of_model().train()
         fed: dict[str, bool] = {}
 
         def watch(name: str) -> Any:
@@ -268,7 +270,10 @@ class Behaviour:
 
     def _discarded(self, *, train: bool) -> dict[str, Discarded]:
 
-        model = without_dropout(uncovered(self.probe.copy_of_model())).train(train)
+        probe = self.probe
+        images = probe.images(FOLLOWED_BATCH)
+        model, x = probe.without_numbers(images, train=train) or (with_noise(probe.copy_of_model()), images)
+        without_dropout(model).train(train)
         made: list[tuple[str, list[Tensor]]] = []
         for name, module in model.named_modules():
             if name and any(p.requires_grad for p in module.parameters()):
@@ -277,8 +282,8 @@ class Behaviour:
                 )
         seed_everything(0)
         try:
-            with torch.enable_grad():
-                output = model(self.probe.images(FOLLOWED_BATCH))
+            with torch.enable_grad(), sizes_of(x):
+                output = model(x)
         except Exception:  # reported elsewhere
             return {}
         kept = [t for module in model.modules() for t in _tensors_in(list(vars(module).values()))]
@@ -296,15 +301,17 @@ class Behaviour:
     def dropped_scores(self) -> list[str]:
         """Modules in which dropout is applied to products of queries and keys before their softmax."""
         watcher = _ScoreDropout()
-        model = self.probe.model.eval()
+        probe = self.probe
+        model, x = probe.without_numbers(probe.images(2), train=False) or (probe.model, probe.images(2))
+        model.eval()
         handles = []
         try:
             for name, module in model.named_modules():
                 handles.append(module.register_forward_pre_hook(lambda *_, name=name: watcher.stack.append(name)))
                 handles.append(module.register_forward_hook(lambda *_: watcher.leave()))
             seed_everything(0)
-            with torch.no_grad(), watcher:
-                model(self.probe.images(2))
+            with torch.no_grad(), sizes_of(x), watcher:
+                model(x)
         except Exception:
             return []
         finally:
@@ -324,7 +331,7 @@ class Behaviour:
         """Whether the logits stay bit for bit what they are when the pictures change by very little."""
         model = self.probe.exercised_model
         model.eval()
-        x = self.probe.images(EVAL_BATCH)
+        x = self.probe.images(self.probe.eval_batch)
         generator = torch.Generator().manual_seed(DIRECTION_SEED - 2)
         with torch.no_grad():
             seed_everything(0)
@@ -346,10 +353,11 @@ class Behaviour:
             return 0.0
 
     def _other_in_eval(self) -> float:
-        trained = self.probe.exercised_model
-        model = without_dropout(copy.deepcopy(trained))
-        x, classes = self.probe.images(EVAL_BATCH), self.probe.num_classes
-        swapped = self.probe.images(EVAL_BATCH, seed=1)
+        if self.probe.is_large and self._same_untrained():
+            return 0.0
+        model = without_dropout(copy.deepcopy(self.probe.exercised_model))
+        batch, classes = self.probe.eval_batch, self.probe.num_classes
+        x, swapped = self.probe.images(batch), self.probe.images(batch, seed=1)
         swapped[0] = x[0]
         with torch.no_grad():
             seed_everything(0)
@@ -379,6 +387,13 @@ class Behaviour:
             return 0.0  # a softmax, a temperature
         difference = (a - b).abs().max().item() / scale
         return difference if difference > OTHER_FUNCTION else 0.0
+
+    def _same_untrained(self) -> bool:
+        """Whether the untrained model gave the same logits in eval mode and, without dropout, in train mode."""
+        in_eval, in_train = self.probe.eval_run.logits, self.probe.rehearsal.first_logits
+        if in_eval.shape != in_train.shape or not in_eval.isfinite().all():
+            return False
+        return bool((in_eval - in_train).abs().max() <= OTHER_FUNCTION * in_eval.abs().max())
 
 
 # -- helpers -------------------------------------------------------------------------------------------------------

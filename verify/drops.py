@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from verify.comparing import seed_everything
+from verify.shapes import sizes_of
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -29,9 +31,8 @@ def unscaled_drops(probe: ModelProbe) -> list[tuple[str, float]]:
 
     Only modules of one tensor that hold no parameters, and that in eval mode pass on everything as it is.
     """
-    model = probe.copy_of_model().train()
-    drops = {name: m for name, m in model.named_modules() if name and _may_drop(m)}
-    shapes = _shapes(model, drops, probe) if drops else {}
+    drops = {name: copy.deepcopy(m) for name, m in probe.model.named_modules() if name and _may_drop(m)}
+    shapes = _shapes(list(drops), probe) if drops else {}
     found = []
     for name, shape in shapes.items():
         try:
@@ -50,8 +51,10 @@ def _may_drop(module: nn.Module) -> bool:
     return own and empty and bool(DROPS.search(name)) and not HIDES.search(name)
 
 
-def _shapes(model: nn.Module, drops: dict[str, nn.Module], probe: ModelProbe) -> dict[str, tuple[int, ...]]:
+def _shapes(names: list[str], probe: ModelProbe) -> dict[str, tuple[int, ...]]:
     """The shape, without the batch, of what each of these modules gets in a pass."""
+    images = probe.images(2)
+    model, x = probe.without_numbers(images, train=True) or (probe.copy_of_model(), images)
     shapes: dict[str, tuple[int, ...]] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -61,12 +64,12 @@ def _shapes(model: nn.Module, drops: dict[str, nn.Module], probe: ModelProbe) ->
 
         return hook
 
-    for name, module in drops.items():
-        module.register_forward_pre_hook(watch(name), with_kwargs=True)
+    for name in names:
+        model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
     seed_everything(0)
     try:
-        with torch.no_grad():
-            model(probe.images(2))
+        with torch.no_grad(), sizes_of(x):
+            model.train()(x)
     except Exception:  # reported elsewhere
         return {}
     return shapes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from verify.tokens import received
+
 TOKENS, FEATURES = 2, 12
 # Elements of one token that come from so many different patches are no accident of a padded or shifted patch.
 DIFFERENT = 3
@@ -25,8 +27,10 @@ def scrambled_patches(model: nn.Module, block: str, images: Tensor, patch: int) 
     Returns:
         The number of patches; 1 where tokens are whole, 0 where it cannot be told.
     """
-    sequence, leaf = _sequence(model, block, images)
-    if sequence is None or sequence.dim() != 3 or sequence.shape[1] < 4:
+    leaf = images.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        sequence = received(model, block, leaf)
+    if sequence is None or not sequence.requires_grad or sequence.dim() != 3 or sequence.shape[1] < 4:
         return 0
     counts = []
     tokens = torch.linspace(1, sequence.shape[1] - 1, TOKENS + 2).long().tolist()[1:-1]
@@ -35,29 +39,13 @@ def scrambled_patches(model: nn.Module, block: str, images: Tensor, patch: int) 
         if any(len(found) != 1 for found in sources):
             return 0
         counts.append(len(set().union(*sources)))
+        if counts == [1]:
+            return 1
     return min(counts, default=0)
 
 
 def _spread(features: int) -> list[int]:
     return torch.linspace(0, features - 1, min(FEATURES, features)).long().tolist()
-
-
-def _sequence(model: nn.Module, block: str, images: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The first argument of a module, with a graph back to the images."""
-    leaf = images.detach().clone().requires_grad_()
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, args: tuple) -> None:
-        if args and isinstance(args[0], Tensor) and not caught:
-            caught.append(args[0])
-
-    handle = dict(model.named_modules())[block].register_forward_pre_hook(catch)
-    try:
-        with torch.enable_grad():
-            model(leaf)
-    finally:
-        handle.remove()
-    return (caught[0] if caught and caught[0].requires_grad else None), leaf
 
 
 def _sources(element: Tensor, leaf: Tensor, patch: int) -> set[tuple[int, int]]:

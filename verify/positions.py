@@ -39,16 +39,13 @@ def one_colour(images: Tensor) -> Tensor:
     return (images.mean((2, 3)) + noise)[:, :, None, None].expand_as(images).contiguous()
 
 
-def shared_codes(seen: Pass) -> Codes | None:
-    """What codes the tokens of a pass over pictures of one colour have, where places share them in equal groups.
+def shared_codes(block: str, given: Tensor) -> Codes | None:
+    """What codes the tokens (2, N, D) that a block receives of pictures of one colour have, where places share them in
+    equal groups.
 
     None where all are different, and where all are alike: such a network has no codes, or adds them later. Groups of
     different sizes come from a stem that sees the border of the picture.
     """
-    block = seen.first_block()
-    if block is None or block.given is None:
-        return None
-    given = block.given.detach()
     unseen = rows_with_numbers(given[0] - given[1], zero=True)
     rows = given[0][[t for t in range(given.shape[1]) if t not in unseen]]
     scale = rows.abs().max().item()
@@ -62,7 +59,7 @@ def shared_codes(seen: Pass) -> Codes | None:
         left = left[~same]
     if len(sizes) == 1 or len(set(sizes)) > 1 or sizes[0] == 1:
         return None
-    return Codes(block.name, len(rows), len(sizes))
+    return Codes(block, len(rows), len(sizes))
 
 
 def unread_rows(seen: Pass) -> list[tuple[str, int, int]]:
@@ -75,7 +72,8 @@ def unread_rows(seen: Pass) -> list[tuple[str, int, int]]:
     for name, table in _tables(seen.model.named_parameters(), block.given):
         if not table.requires_grad:
             continue
-        gradient = seen.gradient(seen.logits, table)
+        # A token that the logits depend on carries its row there, and asking the tokens spares a whole backward pass.
+        gradient = seen.gradient(block.given if seen.all_read == block.given.shape[1] else seen.logits, table)
         if gradient is None or not gradient.isfinite().all():
             continue
         rows = gradient.reshape(table.shape[-2:])

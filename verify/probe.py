@@ -12,6 +12,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,9 @@ from torch.nn import functional as F
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from verify.attention import TokenTest, never_mixing, order_dependent
-from verify.comparing import same_parameters, seed_everything
+from verify.comparing import same_parameters, same_tensor, seed_everything
 from verify.dataflow import Dataflow, coarse_stem, follow_forward, is_normalised, looks_random, plain_tensors
-from verify.evaluated import EVAL_BATCH, EvalRun, beyond_rounding, evaluate, with_hidden_branches
+from verify.evaluated import EVAL_BATCH, LARGE_BATCH, EvalRun, beyond_rounding, evaluate, with_hidden_branches
 from verify.faults import (
     BUILD_RULE,
     FORWARD_RULE,
@@ -41,7 +42,9 @@ from verify.report import Table
 from verify.shapes import meta_forward, plain_sizes
 from verify.slope import GradientComparison, compare_gradients
 from verify.spec import Spec
+from verify.summary import BATCH, Costs, costs_of
 from verify.targets import Target, TargetError
+from verify.tokens import with_noise
 
 if TYPE_CHECKING:
     from verify.behaviour import Behaviour
@@ -59,6 +62,11 @@ SLOWEST_FOLLOWED = 2.0
 FOLLOWED_BATCH = 2
 # Relative to the largest output; sums in another order differ by far less.
 ORDER_TOLERANCE = 1e-2
+# Multiply-adds of one image, or parameters where those cannot be counted; beyond it, every question gets the fewest
+# passes that answer it. ResNet-18 at 224 pixels has 1.8e9, ResNet-50 4.1e9, ViT-B/16 17e9.
+LARGE_WORK, LARGE_COUNT = 2e9, 25e6
+# Of memorising a batch; whoever allows more (--full) has the time for all passes.
+MOST_SECONDS_OF_FEW_PASSES = 20.0
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
@@ -95,6 +103,10 @@ class ModelProbe:
         self.shapes_only = False  # whether nothing but shapes and counts is asked for, which needs no numbers
         self.tables: list[Table] = []  # what rules have to show
         self.is_classifier = True
+        self.reloaded_alike: nn.Module | None = (
+            None  # large, and known to give the same logits after saving and loading
+        )
+        self.fresh_names: dict[int, set[str]] = {}  # seed -> names of the parameters before the first pass
 
     # -- building ----------------------------------------------------------------------------------------------
 
@@ -112,6 +124,7 @@ class ModelProbe:
             model = self.target.build()
         if not isinstance(model, nn.Module):
             raise TargetError(f"{self.target.name} gives a {type(model).__name__}, which is no torch.nn.Module")
+        self.fresh_names[seed] = {name for name, _ in model.named_parameters()}
         return model
 
     @cached_property
@@ -147,6 +160,11 @@ class ModelProbe:
         return self.build(1)
 
     @cached_property
+    def builds_alike(self) -> bool:
+        """Whether two builds under different seeds have the same parameters."""
+        return same_parameters(self.model, self.other_build)
+
+    @cached_property
     def meta_model(self) -> nn.Module | None:
         """The model without memory, for shapes and counts; None where its constructor needs real numbers."""
         try:
@@ -165,6 +183,81 @@ class ModelProbe:
             return copy.deepcopy(self.model)
         except Exception:
             return self.build(0)
+
+    @cached_property
+    def uncovered_model(self) -> nn.Module:
+        """A copy in eval mode with noise on its parameters, or the model itself if it is large and lacks none. Nothing
+        trains it."""
+        if not self.is_large:
+            return with_noise(self.copy_of_model())
+        if not self.switches:
+            return self.model.eval()
+        shared = {id(p): p for name, p in self.model.named_parameters() if name not in self.switches}
+        return with_noise(copy.deepcopy(self.model, shared), self.switches)
+
+    def without_numbers(self, x: Tensor, *, train: bool) -> tuple[nn.Module, Tensor] | None:
+        """A copy of a large model, and `x`, on the meta device, for a pass that is about operations and shapes alone.
+
+        None where numbers are cheap, or needed, in train mode perhaps only there.
+        """
+        if not self.is_large or self.meta_model is None or self.meta_costs is None:
+            return None
+        if train and not self.meta_costs.train:
+            return None
+        with suppress(Exception):  # a model that keeps tensors of its last pass cannot be copied
+            return copy.deepcopy(self.meta_model), x.to("meta")
+        return None
+
+    def reloaded(self, model: nn.Module) -> nn.Module | None:
+        """A large model that is built without numbers and gets all of them from the state dict of `model`, in eval
+        mode; None where it does not take them. Spares the initialisation, which takes as long as a pass."""
+        if not self.is_large or self.meta_model is None:
+            return None
+        try:
+            fresh, state = copy.deepcopy(self.meta_model), model.state_dict()
+            fresh.load_state_dict(state, assign=True)
+        except Exception:  # reported with the round trip
+            return None
+        return fresh.eval() if all(type(value) is Tensor for value in state.values()) else None
+
+    @cached_property
+    def switches(self) -> list[str]:
+        """Names of weights of zeros, which switch off what they multiply until a step has been taken.
+
+        Tables (1, N, D), as of positions and queries, are added; and where all are zeros, there is nothing to switch.
+        """
+        weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad and n.rpartition(".")[2] != "bias"}
+        multiply = {n: p for n, p in weights.items() if not (p.dim() == 3 and len(p) == 1)}
+        zeros = [n for n, p in multiply.items() if p.is_floating_point() and p.numel() > 1 and not p.any()]
+        return zeros if len(zeros) < len(weights) else []
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether a pass costs so much that every question gets the fewest passes that answer it."""
+        if self.device.type != "cpu" or self.spec.train_steps or self.time_budget > MOST_SECONDS_OF_FEW_PASSES:
+            return False
+        if self.meta_costs is None:
+            return self.parameter_counts[0] > LARGE_COUNT
+        return sum(self.meta_costs.macs.values()) / BATCH > LARGE_WORK
+
+    @cached_property
+    def meta_costs(self) -> Costs | None:
+        """What a pass of the model without memory costs; None where there is none, or where it needs numbers."""
+        if self.meta_model is None:
+            return None
+        costs = costs_of(self.meta_model, self.input_size)
+        return None if costs.problem else costs
+
+    @property
+    def model_that_ran(self) -> nn.Module:
+        """What `eval_run` is about."""
+        _ = self.eval_run
+        return self._evaluated
+
+    @property
+    def eval_batch(self) -> int:
+        """Images in a pass in eval mode."""
+        return LARGE_BATCH if self.is_large else EVAL_BATCH
 
     # -- parameters --------------------------------------------------------------------------------------------
 
@@ -187,12 +280,13 @@ class ModelProbe:
         Values that differ between two builds come from the initialisation, so nobody will ever have trained them;
         values that are the same in every build were loaded or are fixed on purpose, like a sinusoidal position table.
         """
-        others = dict(self.other_build.named_parameters())
-        return {
-            name: not torch.equal(parameter, others[name])
+        frozen = {
+            name: parameter
             for name, parameter in self.model.named_parameters()
             if not parameter.requires_grad and not any(fnmatchcase(name, pattern) for pattern in self.spec.frozen)
         }
+        others = dict(self.other_build.named_parameters()) if frozen else {}
+        return {name: not torch.equal(parameter, others[name]) for name, parameter in frozen.items()}
 
     def bias_of_trained_layer(self, name: str) -> bool:
         """Whether `name` is a bias beside a weight that does get a gradient.
@@ -370,15 +464,23 @@ class ModelProbe:
         constant.
 
         Zero-initialised heads and residual branches hide what lies before them until a few steps have been taken; where
-        they hide a branch only, a copy with noise on its parameters shows it.
+        they hide a branch only, a copy with noise on its parameters shows it. Of a large model that has any, that copy
+        alone is measured.
         """
+        if self.is_large and self.switches:
+            self._evaluated = self.uncovered_model
+            return evaluate(self, self._evaluated)
         run = evaluate(self, self.model)
+        self._evaluated = self.model
         if run.seconds > SLOW_FORWARD:
             torch.set_num_threads(self.threads)
         if run.own_gradient or not math.isfinite(run.own_gradient):
             return with_hidden_branches(self, run)
         trained = self.trained_model
-        return evaluate(self, trained) if trained is not None else run
+        if trained is None:
+            return run
+        self._evaluated = trained
+        return evaluate(self, trained)
 
     def only_projects(self, name: str) -> bool:
         """Whether forward uses a buffer as a matrix to multiply by, and as nothing else."""
@@ -387,7 +489,7 @@ class ModelProbe:
         model = self.model.eval()
         consumers = Consumers(model.get_buffer(name))
         with torch.no_grad(), user_code("in forward in eval mode", FORWARD_RULE), consumers:
-            model(self.images(EVAL_BATCH))
+            model(self.images(self.eval_batch))
         return consumers.only_multiply
 
     @cached_property
@@ -396,7 +498,7 @@ class ModelProbe:
         from verify.operations import Operations
 
         with torch.no_grad(), user_code("in forward in eval mode", FORWARD_RULE), Operations() as operations:
-            self.model.eval()(self.images(EVAL_BATCH))
+            self.model.eval()(self.images(self.eval_batch))
         return any("dropout" in name or "bernoulli" in name for name in operations.names)
 
     def describe(self, model: nn.Module, name: str) -> str:
@@ -412,7 +514,8 @@ class ModelProbe:
     def rehearsal(self) -> Rehearsal:
         """A copy of the model memorises a small batch with our own Adam; the rate that gets furthest is kept.
 
-        The initial loss, and which parameters ever had a gradient, are the same question at every rate.
+        A large model takes the first steps only. The initial loss, and which parameters ever had a gradient, are the
+        same question at every rate.
         """
         attempts: list[tuple[Rehearsal, nn.Module]] = []
         started = time.monotonic()
@@ -423,7 +526,7 @@ class ModelProbe:
                 attempt.reached |= attempts[-1][0].reached
                 attempt.moved |= attempts[-1][0].moved
             attempts.append((attempt, model))
-            if attempt.memorised or attempt.out_of_time or len(attempt.losses) == 1:
+            if attempt.memorised or attempt.out_of_time or attempt.cut_short or len(attempt.losses) == 1:
                 break
         best, self._trained = max(attempts, key=lambda pair: (not pair[0].non_finite, -pair[0].losses[-1]))
         last = attempts[-1][0]
@@ -461,7 +564,9 @@ class ModelProbe:
     @cached_property
     def round_trip(self) -> tuple[str, float]:
         """Save, load into another build, compare: (what went wrong, largest difference of the logits in eval mode)."""
-        source = self.trained_model or self.model
+        source = self._saved_model
+        if self.reloaded_alike is source:
+            return "", 0.0
         file = io.BytesIO()
         with user_code("in state_dict", "MOD106"):
             torch.save(source.state_dict(), file)
@@ -470,19 +575,30 @@ class ModelProbe:
             state = torch.load(file, weights_only=True, map_location=self.device)
         except Exception as error:
             return f"torch.load(weights_only=True) refuses it: {str(error).splitlines()[0]}", math.inf
-        _ = self.frozen, self.random_state  # compare the two builds, and the next lines make them equal
+        _ = self.frozen, self.random_state, self.builds_alike  # the next lines make the two builds equal
         fresh = self.other_build
         try:
             fresh.load_state_dict(state)
         except Exception as error:
             return f"load_state_dict raises {type(error).__name__}: {' '.join(str(error).split())[:200]}", math.inf
-        x = self.images(EVAL_BATCH)
+        x = self.images(self.eval_batch)
         with torch.no_grad():
             seed_everything(0)
             expected = self.forward(source.eval(), x, "in eval mode")
             seed_everything(0)
             loaded = self.forward(fresh.eval(), x, "in eval mode")
         return "", beyond_rounding(self, loaded, expected)
+
+    @property
+    def _saved_model(self) -> nn.Module:
+        """The trained copy; of a large model the one whose logits are known already, if training changed no buffer."""
+        trained = self.trained_model
+        if trained is None:
+            return self.model
+        buffers = dict(trained.named_buffers())
+        ran = self.model_that_ran
+        unchanged = all(n in buffers and same_tensor(b, buffers[n]) for n, b in ran.named_buffers())
+        return ran if self.is_large and unchanged else trained
 
     # -- the tensors of a forward pass ---------------------------------------------------------------------------
 
@@ -539,8 +655,10 @@ class ModelProbe:
     @cached_property
     def random_state(self) -> set[str]:
         """Names of float buffers and plain tensors that differ between two builds."""
-        others = {**dict(self.other_build.named_buffers()), **dict(plain_tensors(self.other_build))}
         own = {**dict(self.model.named_buffers()), **dict(plain_tensors(self.model))}
+        if not any(tensor.is_floating_point() for tensor in own.values()):
+            return set()
+        others = {**dict(self.other_build.named_buffers()), **dict(plain_tensors(self.other_build))}
         return {
             name
             for name, tensor in own.items()
@@ -560,9 +678,8 @@ class ModelProbe:
     @cached_property
     def random_looking(self) -> set[str]:
         """Names of plain tensors that look like random numbers, where two builds are alike and so tell nothing."""
-        if not same_parameters(self.model, self.other_build):
-            return set()
-        return {name for name, tensor in plain_tensors(self.model) if looks_random(tensor)}
+        found = {name for name, tensor in plain_tensors(self.model) if looks_random(tensor)}
+        return found if found and self.builds_alike else set()
 
     @cached_property
     def random_buffers(self) -> set[str]:

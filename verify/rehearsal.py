@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from verify.comparing import seed_everything
 from verify.faults import TRAINING_RULE, ModelRaisedError, UnavailableError, user_code
 from verify.outputs import all_logits, predicted, sum_of_losses
+from verify.tokens import with_noise
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -25,6 +26,8 @@ SMALL_IMAGE_BATCH, LARGE_IMAGE_BATCH = 8, 4
 # The last attempt is for models that divide their input by 255 themselves.
 ATTEMPTS = ((5e-4, "unit variance"), (1e-4, "unit variance"), (1e-2, "unit variance"), (1e-2, "pixels 0 to 255"))
 DEFAULT_TRAIN_STEPS = 100
+# A large model takes only as many steps as it needs for a gradient everywhere.
+LARGE_MODEL_BATCH, LARGE_MODEL_STEPS = 2, 3
 
 
 @dataclass(kw_only=True)
@@ -32,15 +35,17 @@ class Rehearsal:
     """What happened while a copy of the model memorised a small batch.
 
     Attributes:
-        learning_rate: Adam's.
+        method: Adam, or sign descent for a large model. learning_rate: its.
         inputs: scale of the images, a key of `ATTEMPTS`.
         blind_loss: the lowest loss that a model can reach without looking at its input, in nats.
         initial_loss: cross entropy of the untrained model, in nats.
-        first_logits: (B, C), of the untrained model in train mode.
+        first_logits: (B, C), of the untrained model in train mode; a large one has noise on its weights of zeros.
         losses: one a step.
         accuracy: share of the batch that is right at the end, 0 to 1.
         memorised: every image right, and the loss at most half of `blind_loss`.
         out_of_time: ended by the time budget, not by the number of steps.
+        cut_short: ended after the first steps, as that of a large model is.
+        follows_input: whether the loss of a large model had a gradient with respect to the images.
         non_finite: what was not finite, and at which step; empty if all was.
         reached: names of parameters that had a gradient other than None at some step.
         moved: names of parameters that had a non-zero gradient at some step.
@@ -48,6 +53,7 @@ class Rehearsal:
 
     learning_rate: float
     inputs: str
+    method: str = "Adam"
     blind_loss: float
     initial_loss: float = math.nan
     first_logits: Tensor = field(default_factory=lambda: torch.empty(0, 0))
@@ -55,6 +61,8 @@ class Rehearsal:
     accuracy: float = 0.0
     memorised: bool = False
     out_of_time: bool = False
+    cut_short: bool = False
+    follows_input: bool = False
     non_finite: str = ""
     reached: set[str] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
@@ -89,17 +97,23 @@ def rehearse(probe: ModelProbe, rate: float, inputs: str, started: float) -> tup
         rate: learning rate. inputs: a scale of `ATTEMPTS`. started: when the first attempt began, by `time.monotonic`.
     """
     batch = SMALL_IMAGE_BATCH if math.prod(probe.input_size) <= SMALL_IMAGE else LARGE_IMAGE_BATCH
+    if probe.is_large:
+        batch = LARGE_MODEL_BATCH
     x, labels = probe.images(batch), probe.labels(batch)
     if inputs != ATTEMPTS[0][1]:
         x = (128 + 64 * x).clamp(0, 255)
-    model = without_dropout(probe.copy_of_model().train())
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    adam = Adam(parameters.values(), rate)
     result = Rehearsal(learning_rate=rate, inputs=inputs, blind_loss=_entropy(labels))
+    model = without_dropout(probe.copy_of_model().train())
+    if probe.is_large:
+        with_noise(model, probe.switches).train()  # they would make the first step one of the head alone
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = (SignDescent if probe.is_large else Adam)(parameters.values(), rate)
+    result.method = optimizer.name
     seed_everything(0)
     for step in range(1, (probe.spec.train_steps or DEFAULT_TRAIN_STEPS) + 1):
+        leaf = x.clone().requires_grad_(probe.is_large and x.is_floating_point())
         with user_code(f"in forward in train mode, step {step}", TRAINING_RULE):
-            output = model(x.clone())
+            output = model(leaf.clone())
         outputs = _training_logits(probe, output, batch)
         loss = sum_of_losses(outputs, labels)
         result.note_outputs(loss.item() / len(outputs), outputs[0].detach(), labels, step)
@@ -108,11 +122,16 @@ def rehearse(probe: ModelProbe, rate: float, inputs: str, started: float) -> tup
         with user_code(f"in backward, step {step}", TRAINING_RULE):
             loss.backward()
         result.note_gradients(parameters, step)
-        enough_seen = step >= 5 or len(result.moved) == len(parameters)
+        result.follows_input = leaf.grad is not None and bool(leaf.grad.any())
+        all_seen = len(result.moved) == len(parameters)
         result.out_of_time = step >= 3 and _is_over_budget(probe, started)
-        if result.non_finite or (result.memorised and enough_seen) or result.out_of_time:
+        result.cut_short = probe.is_large and (all_seen or step >= LARGE_MODEL_STEPS)
+        learned = result.memorised and (all_seen or step >= 5)
+        if result.non_finite or learned or result.out_of_time or result.cut_short:
             break
-        adam.step()
+        optimizer.step()
+    if probe.is_large and not result.non_finite:
+        optimizer.step()  # what is compared with the untrained model must differ from it
     return result, model
 
 
@@ -139,6 +158,8 @@ def _is_over_budget(probe: ModelProbe, started: float) -> bool:
 class Adam:
     """Adam (Kingma & Ba 2015, algorithm 1); constructing any of torch.optim's imports the compiler, which takes 1 s."""
 
+    name = "Adam"
+
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
         self.parameters = list(parameters)
         self.learning_rate = learning_rate
@@ -159,6 +180,25 @@ class Adam:
             denominator = (square / correction2).sqrt_().add_(epsilon)
             p.addcdiv_(mean, denominator, value=-self.learning_rate / correction1)
             p.grad = None
+
+
+class SignDescent:
+    """Adam without its averages, as in its first step: every number moves by the learning rate (Bernstein et al. 2018,
+    "signSGD"). Needs no memory."""
+
+    name = "sign descent"
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        self.parameters = list(parameters)
+        self.learning_rate = learning_rate
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Move every parameter that has a gradient, and clear the gradients."""
+        for p in self.parameters:
+            if p.grad is not None:
+                p.add_(p.grad.sign_(), alpha=-self.learning_rate)
+                p.grad = None
 
 
 def _entropy(labels: Tensor) -> float:

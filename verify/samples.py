@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from verify.comparing import seed_everything
+from verify.shapes import sizes_of
 
 # Four times the input: a norm gives the same, and one that divides by the variance a quarter.
 TIMES = 4.0
@@ -18,10 +19,15 @@ QUARTER = (0.2, 0.3)
 MOST_SAMPLES, FEWEST_SAMPLES, LARGEST_BATCH = 256, 64, 4_000_000
 
 
-def called_leaves(model: nn.Module, x: Tensor) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """(name, module, what it received) of modules without children that are no layer of torch.nn and that return a
-    tensor of the shape of the one that they receive, from a pass in train mode over `x`."""
-    seen: dict[str, tuple[nn.Module, Tensor]] = {}
+def called_leaves(model: nn.Module, x: Tensor, of: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """(name, copy of the module, zeros like what it received) of modules without children that are no layer of torch.nn
+    and that return a tensor of the shape of the one that they receive, in a pass in train mode.
+
+    Args:
+        model: makes the pass over `x`, with or without numbers.
+        of: the same model with numbers, from which the modules are taken.
+    """
+    seen: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -29,18 +35,28 @@ def called_leaves(model: nn.Module, x: Tensor) -> Iterator[tuple[str, nn.Module,
             if not isinstance(given, Tensor) or not isinstance(output, Tensor) or not given.is_floating_point():
                 return
             if given.shape == output.shape and given.dim() > 1:
-                seen.setdefault(name, (module, given.detach().clone()))
+                seen.setdefault(name, torch.zeros(given.shape, dtype=given.dtype, device=device))
 
         return hook
 
-    for name, module in model.named_modules():
-        if name and not type(module).__module__.startswith("torch.nn") and next(module.children(), None) is None:
-            with suppress(RuntimeError):  # a scripted module takes no hooks
-                module.register_forward_hook(watch(name))
+    modules = own_leaves(of)
+    device = next((p.device for p in of.parameters()), torch.device("cpu"))
+    for name, module in own_leaves(model).items():
+        with suppress(RuntimeError):  # a scripted module takes no hooks
+            module.register_forward_hook(watch(name))
     seed_everything(0)
-    with torch.no_grad():
+    with torch.no_grad(), sizes_of(x):
         model.train()(x)
-    yield from ((name, copy.deepcopy(module), given) for name, (module, given) in seen.items())
+    yield from ((name, copy.deepcopy(modules[name]), given) for name, given in seen.items())
+
+
+def own_leaves(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module without children that is no layer of torch.nn."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if name and not type(module).__module__.startswith("torch.nn") and next(module.children(), None) is None
+    }
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -61,6 +61,11 @@ def _stand_in_for_algebra() -> ModuleType:
     module = ModuleType(ALGEBRA)
     module.Basic = type("Basic", (), {})  # type: ignore[attr-defined]
     return module
+
+
+def sizes_of(x: Tensor) -> AbstractContextManager[None]:
+    """`plain_sizes` for a pass over a tensor without numbers, nothing for one with."""
+    return plain_sizes() if x.is_meta else nullcontext()
 
 
 @contextmanager

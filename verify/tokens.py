@@ -7,8 +7,9 @@ between them. So it does not matter how the tokens were made, or by what they ar
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,15 @@ from torch import Tensor, nn
 SEED = 12_000_000
 # Zero-initialised heads and branches hide everything; a little noise on the parameters of a copy uncovers it.
 NOISE = 0.02
+# A prime, so that no two rows of a matrix get the same.
+DIFFERENT_NUMBERS = 65_537
 FEWEST_TOKENS = 4
 # Below it, the window of a token is a large part of the picture anyway.
 FEWEST_PLACED = 9
 LOOKED_AT, ELEMENTS, FEWEST_ELEMENTS = 4, 16, 4
 STRIPS_LOOKED_AT = 6
+# So many elements of a token that come from the same window say that all do.
+ALIKE_ELEMENTS = 6
 # A token is a window: its bounding box is not mostly holes, and not far wider than high.
 LARGEST_HOLES, LARGEST_ASPECT = 2.0, 4.0
 # Of the picture: what the elements of a scattered token cover together; of that: what each of them does alone.
@@ -80,13 +85,45 @@ class TokenFlow:
 
 def uncovered(model: nn.Module) -> nn.Module:
     """A copy in eval mode with noise on its parameters."""
-    model = copy.deepcopy(model).eval()
+    return with_noise(copy.deepcopy(model))
+
+
+@torch.no_grad()
+def with_noise(model: nn.Module, only: Collection[str] | None = None) -> nn.Module:
+    """The model itself, in eval mode, with noise on its parameters, or on those of these names."""
     generator = torch.Generator().manual_seed(SEED)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.is_floating_point():
-                p.add_(NOISE * torch.randn(p.shape, generator=generator).to(p))
-    return model
+    for name, p in model.named_parameters():
+        if p.is_floating_point() and (only is None or name in only):
+            p.add_(_noise(p.numel(), generator).to(p).view_as(p))
+    return model.eval()
+
+
+def _noise(count: int, generator: torch.Generator) -> Tensor:
+    """(count,) normal numbers, which repeat after a while: to draw them takes longer than a pass of a large model."""
+    drawn = NOISE * torch.randn(min(count, DIFFERENT_NUMBERS), generator=generator)
+    return drawn.repeat(math.ceil(count / DIFFERENT_NUMBERS))[:count] if count > DIFFERENT_NUMBERS else drawn
+
+
+class _ReceivedError(Exception):
+    """Ends a pass of which the rest is not needed."""
+
+
+def received(model: nn.Module, name: str, x: Tensor) -> Tensor | None:
+    """The first tensor that the module called `name` is given in a pass over `x`, which ends there."""
+    caught: list[Tensor] = []
+
+    def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.extend(a for a in [*args, *kwargs.values()] if isinstance(a, Tensor))
+        raise _ReceivedError
+
+    handle = model.get_submodule(name).register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        model(x)
+    except _ReceivedError:
+        pass
+    finally:
+        handle.remove()
+    return caught[0] if caught else None
 
 
 class Pass:
@@ -104,6 +141,7 @@ class Pass:
         self.calls: list[Seen] = []
         self.time = 0
         self.deadline = 0.0
+        self.all_read = 0  # N of the sequence whose every token the logits are known to depend on
         handles = []
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -158,8 +196,12 @@ class Pass:
                 return call, gradient
         return None
 
-    def tokens(self) -> TokenFlow | None:
-        """What becomes of the tokens; None where there are none, or where it cannot be told."""
+    def tokens(self, *, few: bool = False) -> TokenFlow | None:
+        """What becomes of the tokens; None where there are none, or where it cannot be told.
+
+        Args:
+            few: ask only one token what it depends on, if that leaves no doubt about the others.
+        """
         last = self._last()
         if last is None or last[0].made is None:
             return None
@@ -174,9 +216,15 @@ class Pass:
         given = start.given
         if not given.requires_grad:
             return None
-        asked = sorted({0, count // 3, 2 * count // 3, count - 1} | rows_with_numbers(gradient[0], at_most=1))
-        reach = {}
+        read = frozenset(rows_with_numbers(gradient[0]))
+        unseen = frozenset(rows_with_numbers(given.detach()[0] - given.detach()[1], zero=True))
+        first = min(read)
+        asked = [first, *sorted({0, count // 3, 2 * count // 3, count - 1} - {first})]
+        reach: dict[int, frozenset[int]] = {}
         for token in asked:
+            if few and reach and first < count - 1 and _is_clear(reach[first], count, read, unseen):
+                self.all_read = count
+                break
             found = self.gradient(made[0, token], given)
             if found is None or not found.isfinite().all():
                 return None
@@ -186,14 +234,13 @@ class Pass:
             for c in starts
             if next(c.module.children(), None) is not None and not isinstance(c.module, nn.Sequential | nn.ModuleList)
         ]
-        unseen = frozenset(rows_with_numbers(given.detach()[0] - given.detach()[1], zero=True))
-        windows = [self._window(given[0, token]) for token in asked if token not in unseen]
+        windows = [self._window(given[0, token]) for token in reach if token not in unseen]
         return TokenFlow(
             first=start.name,
             last=end.name,
             tokens=count,
             unseen=unseen,
-            read=frozenset(rows_with_numbers(gradient[0])),
+            read=read,
             reach=reach,
             blocks=max((composite.count(kind) for kind in composite), default=0),
             is_local=bool(windows) and all(w is not None and w.share < 0.5 for w in windows),
@@ -206,6 +253,8 @@ class Pass:
         end = max(maps, key=lambda c: c.left, default=None)
         if end is None or end.made is None or end.made.shape[0] != len(self.x):
             return None
+        if any(c.left > end.left for c in self._sequences()):
+            return None  # a patch embedding; what is read is a sequence
         gradient = self.gradient(self.logits[0], end.made)
         if gradient is None:
             return None
@@ -262,15 +311,25 @@ class Pass:
         if block.name not in attends:
             return None
         self.deadline = time.monotonic() + SECONDS
-        judged = [v for t in _spread(tokens, LOOKED_AT + 2)[1:-1] if (v := self._is_scattered(sequence[t])) is not None]
-        return (block.name, "features from places that lie far apart") if judged and all(judged) else None
+        verdicts = (self._is_scattered(sequence[t]) for t in _spread(tokens, LOOKED_AT + 2)[1:-1])
+        told = False
+        for verdict in verdicts:
+            if verdict is False:
+                return None
+            told = told or verdict is True
+        return (block.name, "features from places that lie far apart") if told else None
 
     def _is_scattered(self, token: Tensor) -> bool | None:
         """Whether elements of a token come from windows that do not touch, and together from much of the picture; None
         where too few of them depend on it."""
         asked = _spread(range(len(token)), ELEMENTS)
         tried = (self._window(token[d]) for d in asked if time.monotonic() < self.deadline)
-        windows = [w for w in tried if w is not None]  # none behind a ReLU that is at rest
+        windows: list[_Window] = []
+        for window in tried:
+            if window is not None:  # none behind a ReLU that is at rest
+                windows.append(window)
+            if len(windows) == ALIKE_ELEMENTS and all(w == windows[0] for w in windows):
+                return False
         if len(windows) < FEWEST_ELEMENTS:
             return None
         if all(w.touched == 1 for w in windows):
@@ -338,6 +397,13 @@ class _Window:
         return all(
             a[0] <= b[1] + 1 and b[0] <= a[1] + 1 for a, b in ((self.rows, other.rows), (self.columns, other.columns))
         )
+
+
+def _is_clear(reach: frozenset[int], count: int, read: frozenset[int], unseen: frozenset[int]) -> bool:
+    """Whether a token that depends on `reach` says enough: all tokens mix, in both directions, and the one that is read
+    is none that might be the wrong one."""
+    is_one_patch = len(read) == 1 and bool(unseen) and not read & unseen
+    return len(reach) == count and not is_one_patch
 
 
 def _is_sequence(call: Seen, batch: int) -> bool:

@@ -222,7 +222,8 @@ def input_rounded(probe: ModelProbe) -> Iterator[Finding]:
     Right: `images.float()`
     """
     run = probe.eval_run
-    if run.own_gradient or not run.input_change or run.repeat_change or len(probe.input_size) != 3:
+    follows = probe.rehearsal.follows_input if probe.is_large else run.own_gradient
+    if follows or not run.input_change or run.repeat_change or len(probe.input_size) != 3:
         return
     if probe.behaviour.has_embedding or not probe.behaviour.is_staircase:
         return
