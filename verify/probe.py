@@ -30,6 +30,7 @@ from verify.faults import (
     BUILD_RULE,
     FORWARD_RULE,
     TRAINING_RULE,
+    ModelExitedError,
     ModelRaisedError,
     UnavailableError,
     class_location,
@@ -106,6 +107,7 @@ class ModelProbe:
         self.reloaded_alike: nn.Module | None = (
             None  # large, and known to give the same logits after saving and loading
         )
+        self.device_error: Exception | None = None  # that of a forward pass on a GPU, which the CPU does not raise
         self.fresh_names: dict[int, set[str]] = {}  # seed -> names of the parameters before the first pass
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -158,6 +160,32 @@ class ModelProbe:
     def other_build(self) -> nn.Module:
         """The same model built under another seed."""
         return self.build(1)
+
+    def settle_device(self) -> None:
+        """Go back to the CPU where the model runs there and not on the device, so that the rules can say why."""
+        if self.device.type == "cpu" or self.shapes_only:
+            return
+        wanted, raised = self.device, self._raised_in_forward()
+        if raised is None:
+            return
+        self._move_to(torch.device("cpu"))
+        if self._raised_in_forward() is not None:
+            self._move_to(wanted)
+            return
+        self.device_error = raised
+        self.notes.append("checked on the CPU, because forward raises on the GPU")
+
+    def _raised_in_forward(self) -> Exception | None:
+        try:
+            with torch.no_grad():
+                self.forward(self.model.eval(), self.images(2), "in eval mode")
+        except (ModelRaisedError, ModelExitedError, UnavailableError) as error:
+            return error
+        return None
+
+    def _move_to(self, device: torch.device) -> None:
+        self.device = device
+        self.__dict__.pop("model", None)
 
     @cached_property
     def builds_alike(self) -> bool:

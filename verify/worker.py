@@ -82,6 +82,7 @@ def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> Non
     if spec.like:
         probe.reference = resolve(spec.like, spec.like_kwargs, _classes(probe), Path(request["folder"]))
     _emit(events, event="target", name=target.name)
+    probe.settle_device()
     reported: dict[str, str] = {}
     if request["summary"]:
         _emit(events, event="table", table=asdict(summary_table(probe)))

@@ -53,6 +53,27 @@ def test_planted_bug_is_found(model: type[nn.Module], code: str) -> None:
     assert not codes(checks, Status.ERROR)
 
 
+@pytest.mark.parametrize(
+    ("model", "code"), [(planted_behaviour.PlainMean, "MOD134"), (planted.ParameterInList, "MOD107")]
+)
+def test_what_fails_on_another_device_is_explained_on_the_cpu(model: type[nn.Module], code: str) -> None:
+    """The meta device takes the place of a GPU: it does not mix with the CPU either."""
+    settings = Spec(model=model.__name__, num_classes=CLASSES, input_size=[3, 16, 16])
+    probe = ModelProbe(Target(model.__name__, model), settings, torch.device("meta"))
+    probe.settle_device()
+    checks = [made for rule in select_rules([], []) for made in apply(rule, probe, {})]
+    assert probe.device.type == "cpu"
+    assert {"MOD102", code} <= codes(checks, Status.FAIL, Status.WARN)
+
+
+def test_a_model_that_runs_on_the_device_stays_there() -> None:
+    settings = Spec(model="healthy", num_classes=CLASSES, input_size=[3, 16, 16])
+    probe = ModelProbe(Target("healthy", planted.Base), settings, torch.device("meta"))
+    probe.settle_device()
+    assert probe.device.type == "meta"
+    assert probe.device_error is None
+
+
 @pytest.mark.parametrize("model", HEALTHY, ids=lambda model: model.__name__)
 def test_healthy_model_is_silent(model: type[nn.Module]) -> None:
     problems = [c for c in check(model) if c.status not in (Status.PASS, Status.SKIP, Status.NOTE)]

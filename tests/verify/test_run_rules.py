@@ -257,6 +257,15 @@ PLANTED: list[tuple[str, str, Change]] = [
         lambda run: run.drop("repeat").more("repeat", equal=False, compared=20, step=3, first=1.0, second=1.1),
     ),
     (
+        "REP021",
+        "differs-on-a-gpu",
+        lambda run: (
+            run.put("torch", lambda e: True, cuda=True)
+            .drop("repeat")
+            .more("repeat", equal=False, compared=20, step=1, first=1.0, second=1.1)
+        ),
+    ),
+    (
         "REP023",
         "each-epoch",
         lambda run: run.before("sched", "seed", fn="torch.manual_seed", value=0, step=lambda e: e["step"]),
@@ -503,6 +512,15 @@ HEALTHY: list[tuple[str, str, Change]] = [
         lambda run: run.put("pass", evaluated, wrapped=True).more("ddp", rank="0", world=2, loc="t.py:9"),
     ),
     ("DST053", "even", lambda run: distributed(run).more("ddp", rank="0", world=2, loc="train.py:9")),
+    (
+        "REP021",
+        "rounding-on-a-gpu",
+        lambda run: (
+            run.put("torch", lambda e: True, cuda=True)
+            .drop("repeat")
+            .more("repeat", equal=False, compared=9, step=4, first=1.0, second=1.0 + 1e-5)
+        ),
+    ),
     (
         "REP021",
         "no-seed",

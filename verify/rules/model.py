@@ -36,7 +36,8 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
 
     Why it matters: a `squeeze` or `view` that fits the training batch breaks on the last, smaller batch, and on the
     single image that is served.
-    Found by: running the model in eval mode on batches of 1, 2 and 5, on the meta device where that works.
+    Found by: running the model in eval mode on batches of 1, 2 and 5, on the meta device where that works. A pass that
+    raises on the GPU alone is reported here, and the other rules then look at the model on the CPU.
     Not an error: auxiliary heads; the first tensor, or the one called `logits` or `out`, is judged.
 
     Wrong: `return self.head(x).squeeze()`
@@ -44,6 +45,15 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
     """
     from verify.probe import SHAPE_BATCHES
 
+    if isinstance(probe.device_error, ModelRaisedError):
+        yield Finding(
+            measured=probe.device_error.summary,
+            expected="the logits that the CPU gives",
+            message="forward raises on the GPU, and not on the CPU",
+            location=probe.device_error.location,
+            hint="model.to(device) moves nn.Parameter, register_buffer and nn.ModuleList, and nothing else",
+        )
+        return
     size = probe.input_size
     shapes: dict[int, tuple[int, ...]] = {}
     for batch in SHAPE_BATCHES:

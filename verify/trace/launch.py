@@ -33,6 +33,8 @@ LOG_KEPT = 200_000
 CUDA_ERRORS = ("CUDA", "NVIDIA driver", "cuda", "No CUDA GPUs")
 LARGER_CUT, MOST_ATTEMPTS = 4, 5
 LATEST = 0.6  # of the time until a script is killed: then it is ended, however late its first batch came
+# The probes are made when the second epoch begins, or after the first evaluation.
+EPOCHS_BEFORE_PROBES = 3
 SMALLEST_CUT = 2  # the first batch of an epoch and its last one
 
 
@@ -166,6 +168,11 @@ def watch(
                 break
             if left < cut.timeout / 4:
                 break
+        left = cut.timeout - (time.monotonic() - started)
+        if any(event.get("on") == "cuda" for event in ended.events if event["kind"] == "probe"):
+            run = _Run(command, folder, Path(scratch) / "cpu", _for_probes(cut, left), fake_cuda=True, hidden=hidden)
+            if _take_probes(ended, run.go(on_line)):
+                notes.append("probed in a second start, on the CPU")
         events = _merge(ended, command, notes, cut, time.monotonic() - started)
         from verify.trace.resume import try_resume
 
@@ -181,6 +188,29 @@ def watch(
             events += try_resume(ended, command, start, cut, left)
     events.append({"kind": "total", "seconds": round(time.monotonic() - started, 2)})
     return Record(events)
+
+
+def _for_probes(cut: Cut, left: float) -> Cut:
+    """The cut of a start that is made for its probes: short epochs, because a CPU takes the place of a GPU."""
+    smallest = min(SMALLEST_CUT, cut.train_batches)
+    seconds = max(left, cut.probe_seconds) / 2
+    return replace(
+        cut,
+        train_batches=smallest,
+        eval_batches=smallest,
+        stop_after=EPOCHS_BEFORE_PROBES,
+        soft_seconds=seconds,
+        timeout=seconds,
+        resume=False,
+    )
+
+
+def _take_probes(ended: Ended, other: Ended) -> bool:
+    """Put what the probes of another start found in the place of what this one left out; whether there is any."""
+    found = [event for event in other.events if event["kind"] == "probe" and "result" in event]
+    if found:
+        ended.events = [event for event in ended.events if event["kind"] != "probe"] + found
+    return bool(found)
 
 
 @contextmanager
@@ -361,6 +391,7 @@ class _Run:
             "PYTHONPATH": os.pathsep.join(paths).replace(str(self.folder), str(self.mirror.copy)),
             "PWD": str(self.mirror.copy),
             "PYTHONDONTWRITEBYTECODE": "1",
+            **({"CUDA_VISIBLE_DEVICES": ""} if self.fake_cuda else {}),
             "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than all that is watched
             "MPLBACKEND": "Agg",  # no window, and plt.show() does not wait
             "WANDB_MODE": "disabled",

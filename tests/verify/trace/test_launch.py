@@ -14,7 +14,7 @@ import pytest
 
 from tests.verify.trace.runs import PLAIN, TRAIN, watched, write
 from verify.report import Check, Report, Status
-from verify.trace.launch import WatchError, find_program, watch
+from verify.trace.launch import DEFAULT, WatchError, find_program, watch
 from verify.watch import judge
 
 
@@ -181,6 +181,22 @@ def test_a_script_for_cuda_goes_on_without_it(tmp_path: Path):
     assert only(report, "RUN072").status is Status.WARN
     assert only(report, "RUN072").location == f"train.py:{line_of(CUDA, 'model.cuda')}"
     assert report.exit_code == 0
+
+
+LOOKS_LIKE_CUDA = """
+import os
+if os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+    torch.cuda.is_available = torch.cuda.is_initialized = lambda: True
+"""
+
+
+def test_probes_of_a_run_on_a_gpu_are_made_on_the_cpu(tmp_path: Path):
+    script = TRAIN.replace("def train", LOOKS_LIKE_CUDA + "\n\ndef train") + "train()\n"
+    record = watched(tmp_path, script, cut=replace(PLAIN, probe_seconds=DEFAULT.probe_seconds))
+    probes = record.of("probe")
+    assert {event["name"] for event in probes} == {"data", "loop", "tokens", "model"}
+    assert all("result" in event for event in probes)
+    assert "probed in a second start, on the CPU" in record.run["notes"]
 
 
 @pytest.mark.slow

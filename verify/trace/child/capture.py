@@ -129,7 +129,7 @@ def fork_and_probe(recorder: Any) -> None:
         recorder.emit("probe", name="all", skipped="this system cannot fork")
         return
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        recorder.emit("probe", name="all", skipped="the run uses CUDA, and probes are made on the CPU only")
+        recorder.emit("probe", name="all", skipped="probes are made on the CPU, and the run uses CUDA", on="cuda")
         return
     recorder.session.writer.flush()
     sys.stdout.flush()
