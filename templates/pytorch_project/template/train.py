@@ -17,19 +17,16 @@ import math
 import sys
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
-import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from data.dataloader import get_dataloaders
 from engine import checkpoint as ckpt
-from engine.accumulate import Window, Windows
+from engine.accumulate import Windows
 from engine.build import model_of
 from engine.config import Config, add_config_arguments, load_config
-from engine.device import pick_device
+from engine.device import Compute, choose_compute, compile_model
 from engine.errors import EXIT_DONE, EXIT_INTERRUPTED, TrainingFailedError, run_script
 from engine.lock import exclusive
 from engine.optim import build_optimizer, build_scheduler, restore_schedule
@@ -37,23 +34,27 @@ from engine.predict import loss_and_accuracy, predict
 from engine.progress import Progress
 from engine.rng import rng_state, seed_everything, set_rng_state
 from engine.run import Run, new_run_id, write_config
+from engine.step import Result, Step
 from engine.stop import GracefulStop, StopRequestedError
 
 
 class Trainer:
     """Data, model, optimizer and schedule of a configuration, and the loop over them."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, compute: Compute) -> None:
         seed_everything(config.seed)
         self.config = config
-        self.train_loader, self.val_loader = get_dataloaders(config, device)
-        self.model = model_of(config, device)
-        self.optimizer = build_optimizer(self.model, config)
+        self.train_loader, self.val_loader = get_dataloaders(config, compute.device)
+        self.model = model_of(config, compute.device)
+        if config.compile:
+            compile_model(self.model)
+        self.optimizer = build_optimizer(self.model, config, fused=not compute.reads_at_once)
         self.windows = Windows(self.train_loader, config.batch_size, config.accumulation_steps)
         self.scheduler = build_scheduler(self.optimizer, config, len(self.windows))
         self.step_every_update = config.schedule_by == "step"
         self.epochs, self.patience, self.save_every = config.epochs, config.patience, config.checkpoint_every
-        self.grad_clip, self.log_every = config.grad_clip or math.inf, config.log_every
+        self.step = Step(self.model, self.optimizer, config.grad_clip or math.inf, compute)
+        self.log_every = config.log_every
         self.progress = Progress()
         self.run_id = new_run_id(config)
         self.split = {split.name: split.fingerprint for split in (self.train_loader.dataset, self.val_loader.dataset)}
@@ -65,6 +66,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
             "epoch": progress.epoch,
             "step": progress.step,
             "best": {"accuracy": progress.best_accuracy, "epoch": progress.best_epoch},
@@ -82,6 +84,7 @@ class Trainer:
         ckpt.load_weights(self.model, saved)
         self.optimizer.load_state_dict(saved["optimizer"])
         restore_schedule(self.scheduler, saved["scheduler"])
+        self.step.scaler.load_state_dict(saved.get("scaler", {}))
         self.progress = Progress(**saved["progress"])
         self.run_id = saved["run_id"]
         set_rng_state(saved["rng"])
@@ -99,6 +102,7 @@ class Trainer:
                 self.train_epoch(run, stop)
                 logits, labels = predict(self.model, stop.watch(self.val_loader))
             except StopRequestedError:
+                self.count_results(run)
                 ckpt.save_checkpoint(self.checkpoint(), ckpt.LAST)
                 raise
             val_loss, val_accuracy = loss_and_accuracy(logits, labels)
@@ -121,7 +125,8 @@ class Trainer:
         )
         for window in stop.watch(self.windows.of(bar, first_batch=progress.batch)):
             rate, batch = self.optimizer.param_groups[0]["lr"], progress.step
-            norm = self.update(run, window)
+            self.step(window)
+            norm = math.nan if self.step.has_room(batch, self.log_every) else self.count_results(run)
             if self.step_every_update:
                 self.scheduler.step()
             if progress.step // self.log_every > batch // self.log_every:
@@ -130,30 +135,28 @@ class Trainer:
                 run.log("train", step=progress.step, epoch=progress.epoch + 1, **means, lr=rate, grad_norm=norm)
                 run.plot(progress.step, GradientNorm=norm)
                 run.update_status(epoch=progress.epoch + 1, step=progress.step, metrics=means)
+        self.count_results(run)
 
-    def update(self, run: Run, window: Window) -> float:
-        """One step of the optimizer, on the mean loss over all images of a window; the norm of its gradient.
+    def count_results(self, run: Run) -> float:
+        """Read what came of the updates since the last call, and count it; the norm of the last gradient.
 
         Raises:
-            TrainingFailedError: the loss or the gradient is not finite.
+            TrainingFailedError: a loss or a gradient was not finite.
         """
-        self.optimizer.zero_grad()
-        counts = []
-        for images, labels in window.batches:
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
-            if not loss.isfinite():
-                run.fail(self.checkpoint(), images, labels, loss.item())
-            # Every image of the window weighs the same, also when the window or its last batch is a smaller one.
-            (loss * (len(labels) / window.samples)).backward()
-            counts.append((loss.item(), (logits.argmax(1) == labels).sum().item(), len(labels)))
-        grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
-        if not grad_norm.isfinite():
-            run.fail(self.checkpoint(), images, labels, loss.item(), grad_norm.item())
-        self.optimizer.step()
-        for count in counts:
-            self.progress.count(*count)
-        return grad_norm.item()
+        norm = math.nan
+        for result in self.step.read():
+            norm = result.grad_norm
+            if result.failed_at is not None:
+                self.fail(run, result, result.failed_at)
+            for batch in result.batches:
+                self.progress.count(*batch)
+        return norm
+
+    def fail(self, run: Run, result: Result, number: int) -> NoReturn:
+        """Fetch the batch again at which an update stopped being finite, and save it beside the state before it."""
+        self.train_loader.set_epoch(self.progress.epoch, first_batch=self.progress.batch + number)
+        images, labels = next(iter(self.train_loader))
+        run.fail(self.checkpoint(), images, labels, result.batches[number][0], result.grad_norm)
 
     def end_epoch(self, run: Run, val_loss: float, val_accuracy: float, seconds: float) -> None:
         """Write down what the epoch gave, take the schedule one step on, save."""
@@ -208,9 +211,9 @@ def start(config: Config, fresh: bool) -> int:
             print(f"{reason} already; raise epochs or patience to go on, or start anew with --fresh")
             return EXIT_DONE
 
-    device = pick_device(config.device)
-    print(f"Using device: {device}")
-    trainer = Trainer(config, device)
+    compute = choose_compute(config)
+    print(f"Using device: {compute}")
+    trainer = Trainer(config, compute)
     config.check_all_read()
     if saved:
         trainer.restore(saved)

@@ -32,7 +32,7 @@ REQUIRED_KEYS = {
     "split",
 }
 # Training may continue with another value of these; another value of any other key would make it a different run.
-FREE_KEYS = ("epochs", "patience", "log_every", "num_workers", "loader", "device", "data_dir")
+FREE_KEYS = ("epochs", "patience", "log_every", "num_workers", "loader", "device", "compile", "data_dir")
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

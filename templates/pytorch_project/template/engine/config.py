@@ -70,6 +70,8 @@ class Config(BaseModel):
     log_every: StrictInt = Field(10, ge=1, description="batches between two logged training metrics")
     seed: StrictInt = Field(0, ge=0, description="of everything random: split, initial weights, order, augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
+    compile: StrictBool = Field(False, description="compile the model: a slow start, then faster steps")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field("auto", description="see engine/device.py")
 
     # Where each given key came from ("config.yaml:7"), and which keys the program has looked at since.
     _origin: dict[str, str] = PrivateAttr(default_factory=dict)
