@@ -536,6 +536,16 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ),
     ("AMP031", "unscaled", lambda run: scaled(run, "scale", "unscale_", "clip", "step", "update")),
     ("AMP031", "no-scaler", clipped),
+    (
+        "AMP031",
+        "off-and-asked",
+        lambda run: scaled(clipped(run), "scale").put("scaler", enabled=False).more("scaler_asked", loc="train.py:9"),
+    ),
+    (
+        "AMP035",
+        "off-and-asked",
+        lambda run: scaled(run, "scale").put("scaler", enabled=False).more("scaler_asked", loc="train.py:9"),
+    ),
     ("AMP032", "updated", lambda run: scaled(run, "scale", "step", "update")),
     ("AMP033", "bfloat16", lambda run: autocast(run, "made", "bfloat16")),
     ("AMP033", "scaler", lambda run: scaled(autocast(run, "made"), "scale", "step", "update")),

@@ -13,6 +13,8 @@ def _calls(record: Record) -> list[Event]:
     calls = record.of("scaler")
     if not calls:
         raise NotSeenError("no GradScaler is used")
+    if record.of("scaler_asked") and not any(e["enabled"] for e in calls):
+        raise NotSeenError("the GradScaler is off, and the script does something else then")
     return calls
 
 

@@ -183,6 +183,18 @@ def test_a_script_for_cuda_goes_on_without_it(tmp_path: Path):
     assert report.exit_code == 0
 
 
+OFF = TRAIN.replace("def train", "scaler = torch.amp.GradScaler('cuda', enabled=False)\n\n\ndef train")
+OFF = OFF.replace("loss.backward()", "scaler.scale(loss).backward()").replace(
+    "optimizer.step()", "scaler.step(optimizer) if ASKED else optimizer.step()"
+)
+
+
+@pytest.mark.parametrize(("asked", "found"), [("scaler.is_enabled()", False), ("epoch > 9", True)])
+def test_a_scaler_that_is_off_may_be_left_out_by_who_looks_whether_it_is(tmp_path: Path, asked: str, found: bool):
+    report = judge(watched(tmp_path, OFF.replace("ASKED", asked) + "train()\n"), ["AMP035"])
+    assert any(check.status is Status.FAIL for check in report.checks) is found
+
+
 LOOKS_LIKE_CUDA = """
 import os
 if os.environ.get("CUDA_VISIBLE_DEVICES") != "":

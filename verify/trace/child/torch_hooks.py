@@ -480,18 +480,18 @@ def _hook_amp(recorder: Recorder) -> None:
         def method(scaler: Any, *args: Any, **options: Any) -> Any:
             if not _active(recorder):
                 return original(scaler, *args, **options)
-            factor = scaler.get_scale() if name == "scale" and scaler.is_enabled() and recorder.step < 10 else None
+            factor = scaler.get_scale() if name == "scale" and scaler._enabled and recorder.step < 10 else None
             recorder.emit(
                 "scaler",
                 call=name,
                 step=recorder.step,
-                enabled=scaler.is_enabled(),
+                enabled=scaler._enabled,
                 factor=factor,
                 loc=recorder.here(),
             )
             if name == "step":
                 recorder.in_scaler_step = True
-                if recorder.fast and scaler.is_enabled():
+                if recorder.fast and scaler._enabled:
                     try:
                         return args[0].step()
                     finally:
@@ -506,6 +506,16 @@ def _hook_amp(recorder: Recorder) -> None:
 
     for name in ("scale", "unscale_", "step", "update"):
         scaler_hook(name)
+    original_asked, told = GradScaler.is_enabled, set()
+
+    @functools.wraps(original_asked)
+    def is_enabled(scaler: Any) -> bool:
+        if _active(recorder) and (place := recorder.here()) not in told:
+            told.add(place)
+            recorder.emit("scaler_asked", loc=place)
+        return original_asked(scaler)
+
+    GradScaler.is_enabled = is_enabled  # type: ignore[method-assign]
     original_init, original_enter = autocast_mode.autocast.__init__, autocast_mode.autocast.__enter__
 
     def init(

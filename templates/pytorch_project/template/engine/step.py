@@ -61,26 +61,21 @@ class Step:
             self.scaler.scale(loss * (len(labels) / window.samples)).backward()
             found += [loss.detach().float(), (logits.argmax(1) == labels).sum().float()]
             counts.append(len(labels))
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # like every method of a scaler, does nothing unless it is enabled
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
         self.results.append((torch.stack([*found, norm.float()]), counts))
         self.apply(torch.stack(found[::2]).isfinite().all() & norm.isfinite())
 
     def apply(self, finite: Tensor) -> None:
         """Step the optimizer, unless this update or one before it was not finite."""
-        if self.scaler.is_enabled():
-            # Half precision overflows now and then: the scaler leaves such a step out and scales less from then on.
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        scaled = self.scaler.is_enabled()  # then the scaler leaves steps that overflow out, which is no failure
+        if self.compute.reads_at_once and not scaled and not finite:
             return
-        if self.compute.reads_at_once:
-            if finite:
-                self.optimizer.step()
-            return
-        self.broken = torch.maximum(self.broken, (~finite).float())
-        self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]  # what a fused optimizer looks at
-        self.optimizer.step()
+        if not self.compute.reads_at_once and not scaled:
+            self.broken = torch.maximum(self.broken, (~finite).float())
+            self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]  # what a fused optimizer looks at
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def has_room(self, step: int, log_every: int) -> bool:
         """Whether results may wait: not at the batch `step` that is to be logged, nor where too many do already."""
