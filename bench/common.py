@@ -8,6 +8,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 
 def cpu_seconds(command: Sequence[str], cwd: str | None = None) -> float:
@@ -22,14 +24,40 @@ def cpu_seconds(command: Sequence[str], cwd: str | None = None) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def peak_megabytes(command: Sequence[str]) -> float:
-    """The largest resident memory of a command, or of the largest process that it starts and waits for."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
+@dataclass(frozen=True)
+class Usage:
+    """What a command and the processes that it waits for have used.
+
+    Args:
+        megabytes: the largest resident memory of one of them.
+        cpu_seconds: user and system time of all of them.
+    """
+
+    megabytes: float
+    cpu_seconds: float
+
+
+def usage_of(command: Sequence[str], **options: Any) -> Usage:
+    """Run a command; `options` are those of `subprocess.Popen`, such as `cwd`.
+
+    Raises:
+        subprocess.CalledProcessError: it ended with another code than 0.
+    """
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, **options)
+    try:
+        _, status, usage = os.wait4(child.pid, 0)
+    except BaseException:
+        child.kill()  # whoever ends a benchmark ends what it started
+        raise
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command)
-    return usage.ru_maxrss / 1024
+    return Usage(usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
+
+
+def peak_megabytes(command: Sequence[str]) -> float:
+    """The largest resident memory of a command, or of the largest process that it starts and waits for."""
+    return usage_of(command).megabytes
 
 
 def compare_memory(name: str, ours: Sequence[str], peer: Sequence[str], *, target: float) -> bool:
