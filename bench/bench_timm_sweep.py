@@ -1,10 +1,11 @@
 """Every model that timm can build with random weights, through the counts and shapes of `kit verify`: no false alarm.
 
-Of each model: its number of parameters as the verifier counts it, against the table of results that timm publishes
-where the package ships one, else against a plain sum over its tensors; the shapes of its logits at several batches; and
+Of each model: its number of parameters as the verifier counts it, against a plain sum over its tensors and against the
+table that timm publishes, if it is given (results/results-imagenet.csv of its repository; the package has none); the
+shapes of its logits at several batches; and
 whether the loss reaches every parameter, from the graph that autograd builds on the meta device. Nothing is computed.
 
-    python bench/bench_timm_sweep.py [--sample N] [--results FILE] [--filter PATTERN]
+    python bench/bench_timm_sweep.py [--table FILE] [--sample N] [--results FILE] [--filter PATTERN]
 
 A line a model goes to the file; models that are in it already are left out, so a sweep may be stopped and started
 again. `--sample 40` takes every n-th model. Exit code 1 when any model raised an alarm.
@@ -17,6 +18,7 @@ import csv
 import json
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from verify.worker import apply
 
 # The published table gives millions with two digits behind the point.
 PUBLISHED_SLACK = 0.006e6
+IMAGENET_CLASSES = 1000
 RULES = [["verify.rules.model", code] for code in SHAPE_RULES]
 
 
@@ -42,20 +45,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--sample", type=int, default=0, help="this many models, evenly spread")
     parser.add_argument("--results", type=Path, default=Path("timm_sweep.jsonl"))
+    parser.add_argument("--table", type=Path, help="timm's published results, a CSV file")
     parser.add_argument("--filter", default="", help="a pattern of names, such as 'vit_*'")
     arguments = parser.parse_args()
     names = timm.list_models(arguments.filter or "*")
     if arguments.sample:
         names = names[:: max(1, len(names) // arguments.sample)][: arguments.sample]
     done = _done(arguments.results)
-    published = published_counts()
+    published = published_counts(arguments.table) if arguments.table else {}
     with arguments.results.open("a") as file:
         for name in names:
             if name not in done:
-                done[name] = result = examine(name, published.get(name))
+                done[name] = result = examine(name)
                 file.write(json.dumps(result) + "\n")
                 file.flush()
-    _report([done[name] for name in names], len(published))
+    _report([done[name] for name in names], published)
 
 
 def _done(file: Path) -> dict[str, dict[str, Any]]:
@@ -64,16 +68,16 @@ def _done(file: Path) -> dict[str, dict[str, Any]]:
     return {result["model"]: result for result in map(json.loads, file.read_text().splitlines())}
 
 
-def published_counts() -> dict[str, float]:
-    """Parameters by model from a table of results inside of the package; empty where it ships none."""
-    counts = {}
-    for table in Path(timm.__file__).parent.rglob("results-*.csv"):
-        for row in csv.DictReader(table.open()):
-            counts[row["model"].partition(".")[0]] = 1e6 * float(row["param_count"].replace(",", ""))
+def published_counts(table: Path) -> dict[str, set[float]]:
+    """Parameters by model; sets of weights of one model may have different heads."""
+    counts: dict[str, set[float]] = defaultdict(set)
+    with table.open() as file:
+        for row in csv.DictReader(file):
+            counts[row["model"].partition(".")[0]].add(1e6 * float(row["param_count"].replace(",", "")))
     return counts
 
 
-def examine(name: str, published: float | None) -> dict[str, Any]:
+def examine(name: str) -> dict[str, Any]:
     """What the rules about shapes and counts say, and which parameters the graph does not reach."""
     started = time.process_time()
     target = resolve(f"timm:{name}", {}, None, Path.cwd())
@@ -85,8 +89,8 @@ def examine(name: str, published: float | None) -> dict[str, Any]:
     checks = [check for rule in rules_named(RULES) for check in apply(rule, probe, {})]
     result["alarms"] = [f"{c.code} {c.message} {c.measured}" for c in checks if c.status in ("fail", "error", "warn")]
     counted = probe.parameter_counts[0]
-    expected = sum(p.numel() for p in probe.meta_model.parameters()) if published is None else published
-    if abs(counted - expected) > (0 if published is None else PUBLISHED_SLACK):
+    expected = sum(p.numel() for p in probe.meta_model.parameters())
+    if counted != expected:
         result["alarms"].append(f"{counted:,} parameters instead of {expected:,.0f}")
     try:
         result["unreached"] = unreached(probe.meta_model, probe.input_size)
@@ -115,14 +119,29 @@ def _leaves(logits: Tensor) -> Iterator[Tensor]:
         waiting += [parent for parent, _ in node.next_functions]
 
 
-def _report(results: list[dict[str, Any]], published: int) -> None:
+def _is_one_of(count: int, published: set[float]) -> bool:
+    return any(abs(count - number) <= PUBLISHED_SLACK for number in published)
+
+
+def _count(name: str, classes: int) -> int:
+    """Parameters of a model that by default has another number of classes than the published one."""
+    target = resolve(f"timm:{name}", {}, classes, Path.cwd())
+    return ModelProbe(target, Spec(model=target.name), torch.device("cpu")).parameter_counts[0]
+
+
+def _report(results: list[dict[str, Any]], published: dict[str, set[float]]) -> None:
+    listed = [result for result in results if published.get(result["model"])]
+    for result in listed:
+        name, counts = result["model"], published[result["model"]]
+        if not _is_one_of(result["parameters"], counts) and not _is_one_of(_count(name, IMAGENET_CLASSES), counts):
+            result["alarms"].append(f"{result['parameters']:,} parameters, published {sorted(counts)}")
     alarms = [result for result in results if result["alarms"]]
     cut = [result for result in results if result.get("unreached")]
     unseen = [result for result in results if not result["meta"] or "graph" in result]
     for result in [*alarms, *cut, *unseen]:
         what = result["alarms"] or result.get("unreached") or result.get("graph") or "is not built on the meta device"
         print(f"{result['model']}: {str(what)[:160]}")
-    against = f"timm's table of {published:,} models" if published else "a plain sum (timm ships no table of results)"
+    against = f"a plain sum, and timm's table for {len(listed):,} of them" if published else "a plain sum"
     seconds = sum(result["seconds"] for result in results)
     print(f"{len(results)} models, counts against {against}: {len(alarms)} alarms; {len(cut)} with parameters that the")
     print(f"graph does not reach; {len(unseen)} not followed on the meta device; {seconds:.0f} s of CPU time")

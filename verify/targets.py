@@ -64,7 +64,7 @@ class Target:
         name: as the user wrote it.
         build: returns a new model; whatever the user's code raises passes through.
         input_size: (C, H, W) if the target knows it.
-        num_classes: number of logits if the target knows it.
+        num_classes: number of logits if the target knows it; 0 for an encoder, which has none.
         notes: what the verifier assumed, for the report.
     """
 
@@ -124,7 +124,9 @@ def _library_model(library: str, model_name: str, kwargs: dict[str, Any], num_cl
         return Target(f"{library}:{model_name}", lambda: package.get_model(model_name, weights=None, **options), size)
     config = package.get_pretrained_cfg(model_name)
     size = tuple(config.input_size) if config else (3, 224, 224)
-    return Target(f"{library}:{model_name}", lambda: package.create_model(model_name, **options), size)
+    is_encoder = config and config.num_classes == 0 and not options.get("num_classes")
+    classes = 0 if is_encoder else None
+    return Target(f"{library}:{model_name}", lambda: package.create_model(model_name, **options), size, classes)
 
 
 def _load_file(file: str, folder: Path) -> ModuleType:

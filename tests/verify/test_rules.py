@@ -66,6 +66,31 @@ def test_what_fails_on_another_device_is_explained_on_the_cpu(model: type[nn.Mod
     assert {"MOD102", code} <= codes(checks, Status.FAIL, Status.WARN)
 
 
+class Encoder(nn.Module):
+    """Tokens of the batch, or of the batch in the wrong place."""
+
+    order = (0, 1, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.embed(x).flatten(2).transpose(1, 2).permute(self.order)
+
+
+class TokensFirst(Encoder):
+    order = (1, 0, 2)
+
+
+@pytest.mark.parametrize(("model", "passes"), [(Encoder, True), (TokensFirst, False)])
+def test_of_an_encoder_only_the_batch_is_judged(model: type[nn.Module], passes: bool) -> None:
+    target = Target(model.__name__, model, num_classes=0)
+    probe = ModelProbe(target, Spec(model=model.__name__, input_size=[3, 16, 16]), torch.device("cpu"))
+    (made,) = apply(all_rules()["MOD102"], probe, {})
+    assert (made.status is Status.PASS) is passes
+
+
 def test_a_model_that_runs_on_the_device_stays_there() -> None:
     settings = Spec(model="healthy", num_classes=CLASSES, input_size=[3, 16, 16])
     probe = ModelProbe(Target("healthy", planted.Base), settings, torch.device("meta"))

@@ -38,7 +38,8 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
     single image that is served.
     Found by: running the model in eval mode on batches of 1, 2 and 5, on the meta device where that works. A pass that
     raises on the GPU alone is reported here, and the other rules then look at the model on the CPU.
-    Not an error: auxiliary heads; the first tensor, or the one called `logits` or `out`, is judged.
+    Not an error: auxiliary heads; the first tensor, or the one called `logits` or `out`, is judged. Of an encoder that
+    timm lists without classes, only the batch is.
 
     Wrong: `return self.head(x).squeeze()`
     Right: `return self.head(x.flatten(1))`
@@ -71,6 +72,9 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
                 hint="the number of features must follow from the input, and dimension 0 is always the batch",
             )
             return
+    if probe.target.num_classes == 0 and all(shape[0] == batch for batch, shape in shapes.items()):
+        yield Finding(status=Status.PASS, measured=f"an encoder: {shapes[SHAPE_BATCHES[1]]}", expected="(batch, ...)")
+        return
     classes = probe.spec.num_classes or probe.target.num_classes
     second = shapes[SHAPE_BATCHES[1]]
     wanted = classes or (second[1] if len(second) == 2 else None)
