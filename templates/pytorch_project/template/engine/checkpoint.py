@@ -34,8 +34,17 @@ REQUIRED_KEYS = {
 }
 COMPILED = "_orig_mod."  # what torch.compile puts before names
 # Training may continue with another value of these; another value of any other key would make it a different run.
-FREE_KEYS = ("epochs", "patience", "log_every", "num_workers", "loader", "device", "data_dir")
-FREE_KEYS += ("keep_best", "keep_every")
+FREE_KEYS = (
+    "epochs",
+    "patience",
+    "keep_best",
+    "keep_every",
+    "log_every",
+    "num_workers",
+    "loader",
+    "device",
+    "data_dir",
+)
 
 
 class DamagedError(UserError):

@@ -73,10 +73,10 @@ def checkpoint_to_continue(config: Config) -> dict[str, Any] | None:
     try:
         saved = load_checkpoint(LAST)
     except DamagedError as error:
-        saved = _fall_back(config, str(error).partition(";")[0])
-        if saved is None:
+        newest = _fall_back(config, str(error).partition(";")[0])
+        if newest is None:
             raise
-        return saved
+        return newest
     check_same_config(saved, config)
     return saved
 
