@@ -28,6 +28,7 @@ from engine.build import model_of
 from engine.config import Config, add_config_arguments, load_config
 from engine.device import Compute, choose_compute, compile_model
 from engine.errors import EXIT_DONE, EXIT_INTERRUPTED, TrainingFailedError, run_script
+from engine.keep import Keep, checkpoint_to_continue, remove_temporary_files
 from engine.lock import exclusive
 from engine.optim import build_optimizer, build_scheduler, restore_schedule
 from engine.predict import loss_and_accuracy, predict
@@ -55,6 +56,7 @@ class Trainer:
         self.epochs, self.patience, self.save_every = config.epochs, config.patience, config.checkpoint_every
         self.step = Step(self.model, self.optimizer, config.grad_clip or math.inf, compute)
         self.log_every = config.log_every
+        self.keep = Keep(best=config.keep_best, every=config.keep_every)
         self.progress = Progress()
         self.run_id = new_run_id(config)
         self.split = {split.name: split.fingerprint for split in (self.train_loader.dataset, self.val_loader.dataset)}
@@ -63,7 +65,7 @@ class Trainer:
         """Everything that is needed to go on as if nothing had happened."""
         progress = self.progress
         return {
-            "model": self.model.state_dict(),
+            "model": ckpt.plain_weights(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.step.scaler.state_dict(),
@@ -175,9 +177,8 @@ class Trainer:
         run.log("epoch", step=progress.step, epoch=progress.epoch, **metrics, lr=rate, seconds=seconds, best=is_best)
         run.plot(progress.step, LearningRate=rate, Loss__train=train_loss, Loss__val=val_loss)
         run.plot(progress.step, Accuracy__train=train_accuracy, Accuracy__val=val_accuracy)
-        # The best one first: if this is killed before the next last.pt, its epochs are repeated and give the same.
-        if is_best:
-            ckpt.save_checkpoint(self.checkpoint(), ckpt.BEST)
+        # last.pt comes last: if this is killed before it, its epochs are repeated and give the same.
+        self.keep.save(self.checkpoint())
         if progress.epoch % self.save_every == 0 or progress.why_finished(self.epochs, self.patience):
             ckpt.save_checkpoint(self.checkpoint(), ckpt.LAST)
         run.update_status(epoch=progress.epoch, step=progress.step, metrics=metrics)
@@ -197,15 +198,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     config = load_config(arguments.config, arguments.set)
     with exclusive(ckpt.FOLDER):
+        remove_temporary_files()
         return start(config, arguments.fresh)
 
 
 def start(config: Config, fresh: bool) -> int:
     """Continue from the last checkpoint, or start a new run; the exit code."""
-    saved = None
-    if ckpt.LAST.exists() and not fresh:
-        saved = ckpt.load_checkpoint(ckpt.LAST)
-        ckpt.check_same_config(saved, config)
+    saved = None if fresh else checkpoint_to_continue(config)
+    if saved:
         reason = Progress(**saved["progress"]).why_finished(config.epochs, config.patience)
         if reason:
             print(f"{reason} already; raise epochs or patience to go on, or start anew with --fresh")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.augment import NO_AUGMENTATION, Augmentation, seeded_generator
-from data.loader import BatchOrder, ignore_interrupt
+from data.loader import BatchOrder, leave_stopping_to_trainer
 from data.sources import Source, stratified_split
 from data.steps import augmenting_steps, compose, evaluation_crop, normalising_steps, training_crop
 from engine.errors import UserError
@@ -123,7 +123,7 @@ class FolderLoader:
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
             persistent_workers=num_workers > 0,
-            worker_init_fn=ignore_interrupt,
+            worker_init_fn=leave_stopping_to_trainer,
             generator=torch.Generator(),  # its own, or every epoch would take a number from the global one
         )
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 import torch
@@ -163,9 +164,18 @@ def _padded_bytes(split: Split) -> int:
     return count * (height + border) * (width + border) * channels
 
 
-def ignore_interrupt(worker_id: int) -> None:
-    """Ctrl-C reaches the workers too; the training process decides when to stop and ends them."""
+def leave_stopping_to_trainer(worker_id: int) -> None:
+    """What stops the training process often reaches its workers too; that process decides when to end them.
+
+    Ctrl-C does, and SIGTERM from `timeout`, a scheduler or a container. Workers that ended at once would take the batch
+    that it still wants to finish. Only the first SIGTERM is passed over: the next is from the process itself.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _heed_the_next)
+
+
+def _heed_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _make_fetch_loader(split: Split, order: BatchOrder, num_workers: int, pin_memory: bool) -> DataLoader:
@@ -175,6 +185,6 @@ def _make_fetch_loader(split: Split, order: BatchOrder, num_workers: int, pin_me
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        worker_init_fn=ignore_interrupt,
+        worker_init_fn=leave_stopping_to_trainer,
         generator=torch.Generator(),  # its own, or every epoch would take a number from the global one
     )

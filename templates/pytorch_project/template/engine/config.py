@@ -67,6 +67,8 @@ class Config(BaseModel):
     patience: StrictInt = Field(10, ge=1, description="epochs without a better validation accuracy before stopping")
 
     checkpoint_every: StrictInt = Field(1, ge=1, description="epochs between two writes of last.pt")
+    keep_best: StrictInt = Field(1, ge=1, description="best checkpoints that stay; from 2 on, one file an epoch")
+    keep_every: StrictInt = Field(0, ge=0, description="epochs between two checkpoints that stay; 0 keeps none")
     log_every: StrictInt = Field(10, ge=1, description="batches between two logged training metrics")
     seed: StrictInt = Field(0, ge=0, description="of everything random: split, initial weights, order, augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")

@@ -1,6 +1,7 @@
 """One training at a time in a project folder: two would write the same checkpoints."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,4 +30,6 @@ def exclusive(folder: Path) -> Iterator[None]:
                     f"another process is training in this folder (it holds {file.name}); wait for it, or end it with "
                     "Ctrl-C or `kill PID` (the pid is in runs/<run id>/status.json)"
                 ) from None
+            # Loader workers outlive a kill of this process by seconds, in which they would keep the lock.
+            os.register_at_fork(after_in_child=file.close)
         yield

@@ -1,6 +1,6 @@
 """Where training stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -12,6 +12,7 @@ class Progress:
         batch: batches done of the epoch in progress.
         loss_sum, correct, seen: over the images of the epoch in progress.
         best_accuracy, best_epoch: of the best validation so far.
+        accuracies: of every validation so far, by epoch.
     """
 
     epoch: int = 0
@@ -22,6 +23,7 @@ class Progress:
     seen: int = 0
     best_accuracy: float = 0.0
     best_epoch: int = 0
+    accuracies: dict[int, float] = field(default_factory=dict)
 
     @property
     def epochs_since_best(self) -> int:
@@ -40,10 +42,15 @@ class Progress:
         """Whether this epoch is the best so far."""
         self.epoch += 1
         self.batch, self.loss_sum, self.correct, self.seen = 0, 0.0, 0, 0
+        self.accuracies[self.epoch] = val_accuracy
         if self.best_epoch and val_accuracy <= self.best_accuracy:
             return False
         self.best_accuracy, self.best_epoch = val_accuracy, self.epoch
         return True
+
+    def best_epochs(self, count: int) -> list[int]:
+        """The `count` epochs with the highest accuracy; of equal ones, the earlier."""
+        return sorted(self.accuracies, key=lambda epoch: (-self.accuracies[epoch], epoch))[:count]
 
     def why_finished(self, epochs: int, patience: int) -> str | None:
         """One line when there is nothing left to train, else None."""

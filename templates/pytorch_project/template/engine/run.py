@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from torch import Tensor
 
-from engine.checkpoint import atomic_file, save_checkpoint
+from engine.checkpoint import atomic_file, save_checkpoint, saved_files
 from engine.config import Config
 from engine.errors import TrainingFailedError, UserError, naming
 from engine.progress import Progress
@@ -21,12 +21,31 @@ RUNS = Path("runs")
 
 
 def new_run_id(config: Config) -> str:
-    """A name such as cnn-cifar10-20250131-142501 that no run has yet."""
+    """A name like cnn-cifar10-20250131-142501 that no run has, or that of the one which was killed before it saved."""
+    if killed := _killed_before_saving(config):
+        return killed
     run_id = stem = f"{config.model}-{config.dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     number = 2
     while (RUNS / run_id).exists():
         run_id, number = f"{stem}-{number}", number + 1
     return run_id
+
+
+def _killed_before_saving(config: Config) -> str | None:
+    """The latest run, if it had these settings and was killed in its first epoch: then the same is to come again."""
+    folders = RUNS.glob(f"{config.model}-{config.dataset}-*")
+    folder = max(folders, key=lambda path: path.stat().st_mtime, default=None)
+    if folder is None or saved_files():
+        return None
+    settings, status = _content(folder / "config.yaml"), _content(folder / "status.json")
+    # Nobody else trains here now, so what is called running was killed. It may not have got as far as these two files.
+    was_killed = status.get("state", "running") == "running" and status.get("epoch", 0) <= 1
+    return folder.name if was_killed and settings.items() <= config.as_dict().items() else None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """What is in a YAML or JSON file; nothing, when it is not there or was left empty by a power cut."""
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
 
 class Run:
@@ -130,7 +149,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         with atomic_file(path) as file:
             for line in lines:
                 if _was_before(line, progress):

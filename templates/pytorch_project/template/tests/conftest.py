@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from records import metrics, saved
 
 import train
 from data import sources
 from engine.config import load_config
 from engine.errors import run_script
+from engine.progress import Progress
 
 # The project's architecture, the smallest there is of it.
 MODEL = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text())["model"]
@@ -78,3 +80,29 @@ def project(tmp_path, monkeypatch, tiny_source):
 def run_train(project):
     """Runs train.py in this process with the given arguments; returns its exit code."""
     return lambda *arguments: run_script(lambda: train.main(list(arguments)))
+
+
+# With the accuracies below: best.pt and best-0005.pt of epoch 5, best-0002.pt, epoch-0004.pt.
+KEEPING = ["--set", "epochs=6", "keep_best=2", "keep_every=4"]
+
+
+@pytest.fixture
+def accuracies(monkeypatch):
+    """Every validation gives a prescribed accuracy, which depends on the epoch alone."""
+
+    def end_epoch(self, _, original=Progress.end_epoch):
+        return original(self, (0.3, 0.5, 0.4, 0.5, 0.6, 0.2)[self.epoch])
+
+    monkeypatch.setattr(Progress, "end_epoch", end_epoch)
+
+
+@pytest.fixture
+def in_one_go(run_train, project, monkeypatch, accuracies):
+    """The checkpoints and the metrics of six epochs without interruption; leaves the project folder clean."""
+    folder = project / "reference"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert run_train("--config", "../config.yaml", *KEEPING) == 0
+    result = saved(), metrics()
+    monkeypatch.chdir(project)
+    return result

@@ -40,3 +40,9 @@ def same(left, right):
 
 def last(folder="."):
     return {key: v for key, v in torch.load(Path(folder) / ckpt.LAST, weights_only=True).items() if key != "run_id"}
+
+
+def saved():
+    """File name -> checkpoint, without the name of its run."""
+    contents = {path.name: torch.load(path, weights_only=True) for path in ckpt.saved_files()}
+    return {name: {key: v for key, v in content.items() if key != "run_id"} for name, content in contents.items()}

@@ -3,11 +3,14 @@ import os
 import pickle
 import random
 import resource
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from engine import checkpoint as ckpt
 from engine.errors import UserError
@@ -94,6 +97,77 @@ def test_half_of_a_checkpoint(saved):
         ckpt.load_checkpoint(ckpt.LAST)
 
 
+def test_changed_bytes_are_noticed(saved):
+    content = bytearray(ckpt.LAST.read_bytes())
+    content[len(content) // 2] ^= 1
+    ckpt.LAST.write_bytes(content)
+    assert not torch.equal(torch.load(ckpt.LAST, weights_only=True)["model"]["weight"], torch.arange(1000.0))
+    with pytest.raises(ckpt.DamagedError, match=r"the checksum of .* is wrong"):
+        ckpt.load_checkpoint(ckpt.LAST)
+
+
+def test_ctrl_c_while_writing_is_no_error(saved, monkeypatch):
+    before = ckpt.LAST.read_bytes()
+
+    class Interrupted:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            if len(data) > 1000:
+                raise KeyboardInterrupt
+            return self.file.write(data)
+
+    monkeypatch.setattr(torch, "save", lambda content, file, save=torch.save: save(content, Interrupted(file)))
+    with pytest.raises(KeyboardInterrupt):
+        ckpt.save_checkpoint(saved, ckpt.LAST)
+    assert ckpt.LAST.read_bytes() == before
+    assert files_in("checkpoints") == ["last.pt"]
+
+
+@pytest.fixture
+def one_process():
+    """The process group that DistributedDataParallel wants, of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def network():
+    """Has a part with the name that wrappers give to what they wrap."""
+    return nn.Sequential(OrderedDict(module=nn.Linear(2, 3), norm=nn.BatchNorm1d(3)))
+
+
+WRAPPERS = {
+    "plain": lambda model: model,
+    "compiled": torch.compile,
+    "parallel": DistributedDataParallel,
+    "both": lambda model: torch.compile(DistributedDataParallel(torch.compile(model))),
+    "part": lambda model: nn.Sequential(OrderedDict(module=torch.compile(model.module), norm=model.norm)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_names_are_those_of_the_plain_model(one_process, wrapper):
+    model, wrapped = network(), WRAPPERS[wrapper](network())
+    expected = [name for name, _ in model.state_dict().items()]
+    assert list(ckpt.plain_weights(wrapped)) == expected
+
+    # As the kit writes it, and as somebody else would have; into either of the two.
+    for weights in (ckpt.plain_weights(wrapped), wrapped.state_dict()):
+        ckpt.load_weights(model, {"model": weights, "run_id": "run-1"})
+        assert all(map(torch.equal, model.state_dict().values(), wrapped.state_dict().values()))
+    other = network()
+    ckpt.load_weights(wrapped, {"model": other.state_dict(), "run_id": "run-1"})
+    assert all(map(torch.equal, other.state_dict().values(), wrapped.state_dict().values()))
+
+
+def test_other_weights_do_not_fit(one_process):
+    weights = DistributedDataParallel(nn.Sequential(OrderedDict(stem=nn.Linear(2, 3)))).state_dict()
+    with pytest.raises(UserError, match=r"does not fit the present code of the model .*stem\.weight"):
+        ckpt.load_weights(network(), {"model": weights, "run_id": "run-1"})
+
+
 @pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(3)])
 def test_checkpoint_of_something_else(saved, content):
     torch.save(content, ckpt.LAST)
@@ -136,3 +210,21 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
         pass
     with exclusive(tmp_path):
         pass
+
+
+def test_a_child_does_not_keep_the_lock(tmp_path):
+    # As loader workers are after a kill of the training process: they live a few seconds longer.
+    reader, writer = os.pipe()
+    with exclusive(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+    try:
+        with exclusive(tmp_path):
+            pass
+    finally:
+        os.close(writer)
+        os.waitpid(child, 0)
+        os.close(reader)

@@ -12,6 +12,7 @@ from conftest import DIGITS, MODEL
 
 PROJECT = Path(__file__).parents[1]
 SHORT = (*DIGITS, "epochs=2", "device=cpu")
+WORKERS = ("log_every=1", "loader=workers", "num_workers=2")
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def start(tmp_path):
             text=True,
             # A suite that runs in the background of a script ignores Ctrl-C, and its children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            start_new_session=True,
         )
 
     return popen
@@ -53,7 +55,7 @@ def wait_for(process, condition):
 
 def test_train_interrupt_continue_evaluate(start, tmp_path):
     process = start("train.py", *SHORT, "log_every=1")
-    wait_for(process, lambda: any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")))
+    wait_for(process, lambda: is_training(tmp_path))
     process.send_signal(signal.SIGINT)
     code, out, err = finish(process)
     assert (code, err.count("Traceback")) == (130, 0), err
@@ -68,6 +70,29 @@ def test_train_interrupt_continue_evaluate(start, tmp_path):
     assert (code, err) == (0, "")
     assert "Test accuracy: " in out
     assert len(list(tmp_path.glob("runs/*/evaluation/test/*.png"))) == 3
+
+
+def is_training(tmp_path):
+    return any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl"))
+
+
+def test_the_process_group_is_terminated(start, tmp_path):
+    # By `timeout`, a scheduler or a container: the workers get the signal as well.
+    process = start("train.py", *SHORT, *WORKERS)
+    wait_for(process, lambda: is_training(tmp_path))
+    os.killpg(process.pid, signal.SIGTERM)
+    code, _, err = finish(process)
+    assert (code, err.count("Traceback")) == (130, 0), err
+    assert "Interrupted and saved: checkpoints/last.pt" in err
+
+
+def test_kill_and_start_at_once(start, tmp_path):
+    process = start("train.py", *SHORT, *WORKERS)
+    wait_for(process, lambda: is_training(tmp_path))
+    process.kill()
+    process.wait()
+    code, _, err = finish(start("train.py", *SHORT, *WORKERS, "epochs=1"))  # its workers are still there
+    assert (code, err) == (0, "")
 
 
 @pytest.mark.parametrize("module", ["engine.startup", "torch.nn"])
