@@ -83,7 +83,8 @@ class Rehearsal:
             if p.grad is None:
                 continue
             self.reached.add(name)
-            largest = p.grad.abs().max().item()
+            low, high = torch.aminmax(p.grad)  # of the absolute values it would need a copy
+            largest = max(-low.item(), high.item()) if low == low else math.nan
             if largest > 0:
                 self.moved.add(name)
             if not math.isfinite(largest) and not self.non_finite:

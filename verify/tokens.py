@@ -303,7 +303,12 @@ class Pass:
         tokens = [t for t in range(len(sequence)) if t not in unseen]
         if len(tokens) < FEWEST_PLACED:
             return None
-        strips = [w for t in _spread(tokens, STRIPS_LOOKED_AT) if (w := self._window(sequence[t])) is not None]
+        strips: list[_Window] = []
+        for window in (self._window(sequence[t]) for t in _spread(tokens, STRIPS_LOOKED_AT)):
+            if window is not None:
+                strips.append(window)
+            if sum(not w.has_holes and not w.is_strip for w in strips) >= STRIPS_LOOKED_AT / 2:
+                break  # whatever the others are
         if strips and sum(w.has_holes for w in strips) > len(strips) / 2:
             return block.name, "pixels that lie far apart"
         if strips and all(w.is_strip for w in strips) and len({w.channels for w in strips}) > 1:
