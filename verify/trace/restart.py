@@ -100,7 +100,9 @@ def _stop(record: Record, latest: int) -> Plan:
     if not early or _rank(richest["content"]) > max(_rank(e["content"]) for e in early):
         return Plan(reason=_too_late(saves, richest, latest))
     most = max(worth(e["content"]) for e in early)
-    first = min(e["epoch"] for e in early if worth(e["content"]) == most) + 1
+    fullest = [e for e in early if worth(e["content"]) == most]
+    # Where there are both, what is saved every few epochs is meant to be resumed from, and best.pt is a substitute.
+    first = min(e["epoch"] for e in [e for e in fullest if not _is_best(e)] or fullest) + 1
     best = {e["epoch"] + 1 for e in saves if not e["fast"] and _is_best(e)}
     for epochs in range(max(2, first), latest + 1):
         if best and epochs not in best and min(best) < epochs:

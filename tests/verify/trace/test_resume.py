@@ -168,6 +168,12 @@ def test_two_epochs_remain_to_be_resumed():
     assert plan(whole.record()).stop == 2, "seven is the only stop after which the best is not the last"
 
 
+def test_the_file_of_every_few_epochs_is_waited_for():
+    saves = ("best.pt", FULL, 0, 2), ("last.pt", FULL, 4, 5)
+    assert plan(long_run(*saves, epochs=12).record()).stop == 6, "after the fifth, the best would be the last"
+    assert plan(long_run(*saves, epochs=5).record()).stop == 2, "it comes too late"
+
+
 def test_one_epoch_remains_where_the_file_is_late():
     assert plan(long_run(("last.pt", FULL, 2, 10), epochs=4).record()).stop == 3
 

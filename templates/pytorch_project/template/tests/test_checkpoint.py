@@ -3,6 +3,7 @@ import os
 import pickle
 import random
 import resource
+import socket
 from collections import OrderedDict
 from pathlib import Path
 
@@ -214,17 +215,19 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
 
 def test_a_child_does_not_keep_the_lock(tmp_path):
     # As loader workers are after a kill of the training process: they live a few seconds longer.
-    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair()
     with exclusive(tmp_path):
         child = os.fork()
         if not child:
-            os.close(writer)
-            os.read(reader, 1)
+            ours.close()
+            theirs.send(b"here")
+            theirs.recv(1)  # until the other end is closed
             os._exit(0)
+        theirs.close()
+        assert ours.recv(4) == b"here"
     try:
         with exclusive(tmp_path):
             pass
     finally:
-        os.close(writer)
+        ours.close()
         os.waitpid(child, 0)
-        os.close(reader)
