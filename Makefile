@@ -46,8 +46,10 @@ docs: $(STAMP)   ## write docs/rules.md from the rules, and draw the pictures
 	$(BIN)/python docs/make_rules.py
 	$(BIN)/python docs/make_pictures.py
 
+# The others take an hour, or a GPU: run them by hand.
+SHORT_BENCHES = $(filter-out %_training.py %_timm_sweep.py %_gpu.py, $(wildcard bench/bench_*.py))
 bench: $(STAMP)  ## the side-by-side benchmarks; each prints a ratio
-	for script in bench/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(SHORT_BENCHES); do $(BIN)/python $$script || exit 1; done
 
 clean:           ## remove $(VENV) and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist kit-demo

@@ -92,7 +92,7 @@ class Arena:
         return [SCAFFOLD, PLAIN, *lightning, *([SEED] if model == "cnn" else [])]
 
     def project(self, model: str) -> Path:
-        """A project made by `kit new`, without checkpoints and runs of an earlier session."""
+        """A project made by `kit new`, without earlier checkpoints and runs."""
         folder = self.projects.get(model)
         if folder is None:
             folder = self.projects[model] = self.scratch / f"project-{model}"
