@@ -98,7 +98,8 @@ class Run:
             self._tensorboard.close()
 
     def log(self, kind: str, *, step: int, **values: Any) -> None:
-        """Add a line to metrics.jsonl: `kind` is "train" (some batches) or "epoch"."""
+        """Add a line to metrics.jsonl: `kind` is "train" (some batches) or "epoch". What is not finite becomes null."""
+        values = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
         line = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
         with naming(self.folder / "metrics.jsonl"):
             self._metrics.write(json.dumps(line) + "\n")

@@ -1,6 +1,9 @@
 import itertools
+import json
+import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +12,10 @@ from torch import nn, optim
 
 import train
 from engine.accumulate import Window
+from engine.config import load_config
 from engine.device import Compute
+from engine.progress import Progress
+from engine.run import Run
 from engine.step import Step
 
 LATER = Compute(torch.device("cpu"), reads_at_once=False)
@@ -99,6 +105,14 @@ def test_half_precision_leaves_steps_out_and_goes_on():
         step(*windows(batch(seed)))
     assert not torch.equal(step.model.weight, weights)
     assert not [result for result in step.read() if result.failed_at is not None]
+
+
+def test_a_gradient_that_overflowed_is_logged_as_null(project):
+    config = load_config(Path("config.yaml"), [])
+    with Run("overflowed", config, Progress(), total_steps=1) as run:
+        run.log("train", step=1, grad_norm=math.inf, loss=0.5)
+    (line,) = (project / "runs/overflowed/metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["grad_norm"] is None
 
 
 def test_bfloat16_trains_on_the_cpu(run_train):
