@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="timm's published results, a CSV file")
     parser.add_argument("--filter", default="", help="a pattern of names, such as 'vit_*'")
     arguments = parser.parse_args()
+    if arguments.table and not arguments.table.is_file():
+        parser.error(f"--table {arguments.table} does not exist; timm's repository has results/results-imagenet.csv")
     names = timm.list_models(arguments.filter or "*")
     if arguments.sample:
         names = names[:: max(1, len(names) // arguments.sample)][: arguments.sample]

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -530,6 +531,13 @@ def main() -> None:
         code = _run()
     except KeyboardInterrupt:  # it may also come while an exception of typer's is handled
         code = INTERRUPTED
+    if code == INTERRUPTED:
+        # Python forgets an exit code once an interrupt has gone through an exec or eval, of which an import makes many,
+        # and ends by the signal instead. Whatever was to be cleaned up has been.
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -225,8 +225,11 @@ class Behaviour:
                 continue
             q = now[name].detach()
             axes = [axis for axis, size in enumerate(p.shape) if size > 1]
+            if len(axes) < 2 or not p.numel():
+                continue
+            # The first two rows alone tell most of them.
             alike = [a for a in axes if torch.equal(*p.narrow(a, 0, 2).unbind(a)) and _spread(p.detach(), a) == 0]
-            if len(axes) < 2 or not alike:
+            if not alike:
                 continue
             way = (q - p.detach()).abs().max().item()
             if way > 0 and any(_spread(q, axis) < SPREAD * way for axis in alike):
@@ -269,7 +272,6 @@ class Behaviour:
         return [d for name, d in both.items() if not any(name.startswith(f"{other}.") for other in both)]
 
     def _discarded(self, *, train: bool) -> dict[str, Discarded]:
-
         probe = self.probe
         images = probe.images(FOLLOWED_BATCH)
         model, x = probe.without_numbers(images, train=train) or (with_noise(probe.copy_of_model()), images)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from verify.comparing import float_state, generators, max_difference, same_tensor, seed_everything
 from verify.faults import FORWARD_RULE, TRAINING_RULE, ModelRaisedError, user_code
 from verify.outputs import main_logits
-from verify.tokens import uncovered
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -127,7 +126,7 @@ def with_hidden_branches(probe: ModelProbe, run: EvalRun) -> EvalRun:
     if seen or not probe.switches or not math.isfinite(run.own_gradient) or run.seconds > HEAVY_FORWARD:
         return run
     try:
-        shown = evaluate(probe, uncovered(probe.copy_of_model()))
+        shown = evaluate(probe, probe.uncovered_model)
     except Exception:  # a copy that cannot be made, or that noise breaks, shows nothing
         return run
     if not shown.logits.isfinite().all():

@@ -104,10 +104,8 @@ class ModelProbe:
         self.shapes_only = False  # whether nothing but shapes and counts is asked for, which needs no numbers
         self.tables: list[Table] = []  # what rules have to show
         self.is_classifier = True
-        self.reloaded_alike: nn.Module | None = (
-            None  # large, and known to give the same logits after saving and loading
-        )
-        self.device_error: Exception | None = None  # that of a forward pass on a GPU, which the CPU does not raise
+        self.reloaded_alike: nn.Module | None = None  # a large one, if loading is known to change nothing
+        self.device_error: ModelRaisedError | None = None  # of a forward pass on a GPU; the CPU does not raise it
         self.fresh_names: dict[int, set[str]] = {}  # seed -> names of the parameters before the first pass
 
     # -- building ----------------------------------------------------------------------------------------------
@@ -166,7 +164,7 @@ class ModelProbe:
         if self.device.type == "cpu" or self.shapes_only:
             return
         wanted, raised = self.device, self._raised_in_forward()
-        if raised is None:
+        if not isinstance(raised, ModelRaisedError):
             return
         self._move_to(torch.device("cpu"))
         if self._raised_in_forward() is not None:
@@ -621,12 +619,11 @@ class ModelProbe:
     def _saved_model(self) -> nn.Module:
         """The trained copy; of a large model the one whose logits are known already, if training changed no buffer."""
         trained = self.trained_model
-        if trained is None:
-            return self.model
-        buffers = dict(trained.named_buffers())
-        ran = self.model_that_ran
+        if trained is None or not self.is_large:
+            return trained or self.model
+        buffers, ran = dict(trained.named_buffers()), self.model_that_ran
         unchanged = all(n in buffers and same_tensor(b, buffers[n]) for n, b in ran.named_buffers())
-        return ran if self.is_large and unchanged else trained
+        return ran if unchanged else trained
 
     # -- the tensors of a forward pass ---------------------------------------------------------------------------
 

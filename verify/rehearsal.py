@@ -83,6 +83,9 @@ class Rehearsal:
             if p.grad is None:
                 continue
             self.reached.add(name)
+            if not p.numel():
+                self.moved.add(name)  # nothing in it could miss a gradient
+                continue
             low, high = torch.aminmax(p.grad)  # of the absolute values it would need a copy
             largest = max(-low.item(), high.item()) if low == low else math.nan
             if largest > 0:

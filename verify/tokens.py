@@ -6,7 +6,6 @@ between them. So it does not matter how the tokens were made, or by what they ar
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -81,11 +80,6 @@ class TokenFlow:
     reach: dict[int, frozenset[int]] = field(default_factory=dict)
     blocks: int = 0
     is_local: bool = False
-
-
-def uncovered(model: nn.Module) -> nn.Module:
-    """A copy in eval mode with noise on its parameters."""
-    return with_noise(copy.deepcopy(model))
 
 
 @torch.no_grad()
