@@ -36,19 +36,25 @@ def test_never_imports_what_it_does_not_need(arguments: list[str]) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_an_interrupt_within_an_import_ends_with_its_exit_code() -> None:
-    """Python would end by the signal: an interrupt that has gone through an exec makes it forget the exit code."""
-    script = """
+INTERRUPTED_WITHIN_AN_IMPORT = """
 import kit.cli
+
 def interrupted():
     try:
         exec("raise KeyboardInterrupt")
     except KeyboardInterrupt:
         return 130
+
 kit.cli._run = interrupted
 kit.cli.main()
 """
-    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 130
+
+
+def test_an_interrupt_within_an_import_ends_with_its_exit_code(tmp_path: Path) -> None:
+    """Of `python -m`, an interrupt that has gone through an exec makes Python forget the exit code."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_WITHIN_AN_IMPORT, encoding="utf-8")
+    result = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, timeout=60)
+    assert result.returncode == 130
 
 
 def test_the_verbs_and_their_options_are_frozen() -> None:
