@@ -25,7 +25,8 @@ def initial_loss(probe: ModelProbe) -> Iterator[Finding]:
 
     Why it matters: an untrained classifier should find all C classes about equally likely. A higher loss means a
     badly scaled head or initialisation, and the first epochs are spent undoing it.
-    Found by: cross entropy of the untrained model, in train mode, on inputs of zero mean and unit variance.
+    Found by: cross entropy of the untrained model, in train mode, on inputs of zero mean and unit variance. A large
+    model has a little noise on its weights of zeros then, so that a head of zeros shows slightly more than ln C.
     Not an error: a factor of 2 either way. A softmax too many is invisible here (see MOD110).
     References: Karpathy 2019, "A Recipe for Training Neural Networks": verify loss at init.
     """
