@@ -7,7 +7,7 @@ primitive operations, so it does not matter how a model is written. A tensor is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -120,18 +120,22 @@ class Memory:
     no_negative: bool = False
 
 
-def follow_forward(model: nn.Module, x: Tensor) -> Dataflow:
+def follow_forward(model: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = None) -> Dataflow:
     """Run `model` in eval mode on `x` (B, ...) and follow every tensor. Leaves no hook behind.
+
+    Args:
+        run: makes the pass over `x` and returns what the model does, if something else is to be learned from it too.
 
     Raises:
         RuntimeError: the pass could not be followed. What the model's own code raises comes out unchanged.
     """
     watcher = Watcher(model, x)
+    model.eval()
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), watcher.hooks(), watcher:
-            output = model.eval()(x)
+            output = run(x) if run else model(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     if watcher.problem is not None:

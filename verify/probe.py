@@ -45,7 +45,7 @@ from verify.slope import GradientComparison, compare_gradients
 from verify.spec import Spec
 from verify.summary import BATCH, Costs, costs_of
 from verify.targets import Target, TargetError
-from verify.tokens import with_noise
+from verify.tokens import Pass, with_noise
 
 if TYPE_CHECKING:
     from verify.behaviour import Behaviour
@@ -105,6 +105,7 @@ class ModelProbe:
         self.tables: list[Table] = []  # what rules have to show
         self.is_classifier = True
         self.reloaded_alike: nn.Module | None = None  # a large one, if loading is known to change nothing
+        self._followed_pass: Pass | None = None
         self.device_error: ModelRaisedError | None = None  # of a forward pass on a GPU; the CPU does not raise it
         self.fresh_names: dict[int, set[str]] = {}  # seed -> names of the parameters before the first pass
 
@@ -642,11 +643,27 @@ class ModelProbe:
     def _dataflow(self) -> Dataflow | str:
         if self.eval_run.seconds > SLOWEST_FOLLOWED:
             return "one forward pass takes too long to follow its tensors"
+        shared = self.is_large and not self.eval_run.repeat_change and len(self.input_size) == 3
         seed_everything(0)
         try:
+            if shared:
+                return follow_forward(self.uncovered_model, self.images(FOLLOWED_BATCH), self._pass_of_tokens)
             return follow_forward(self.model, self.images(FOLLOWED_BATCH))
         except Exception as error:  # scripted, compiled and quantised models need not show what they do
             return f"the forward pass cannot be followed ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+
+    def _pass_of_tokens(self, x: Tensor) -> Any:
+        """A pass over `x` of which the graph is kept; what the model returned."""
+        self._followed_pass = Pass(self.uncovered_model, x, main_logits)
+        return self._followed_pass.output
+
+    @cached_property
+    def token_pass(self) -> Pass:
+        """A pass of which the graph is kept; of a large model that in which its tensors were followed."""
+        if self.is_large and not isinstance(self._dataflow, str) and self._followed_pass is not None:
+            return self._followed_pass
+        seed_everything(0)
+        return Pass(self.uncovered_model, self.images(FOLLOWED_BATCH), main_logits)
 
     @cached_property
     def unmixed_tokens(self) -> tuple[list[TokenTest], int]:
