@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from verify.comparing import generators, seed_everything
 from verify.dataflow import plain_tensors
-from verify.outputs import all_logits, main_logits
+from verify.outputs import all_logits
 from verify.positions import Codes, empty_columns, one_colour, shared_codes, unread_rows
 from verify.probe import FOLLOWED_BATCH, SLOWEST_FOLLOWED
 from verify.rehearsal import without_dropout

@@ -35,6 +35,32 @@ class Augmentation:
     rand_magnitude: int = 0
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which images of a batch this process works on, where several processes share each batch.
+
+    Random numbers are drawn for the whole batch, so that an image gets the same ones whoever works on it.
+
+    Args:
+        batch_size: images in the whole batch.
+        start, stop: the share.
+    """
+
+    batch_size: int
+    start: int
+    stop: int
+
+    @classmethod
+    def of_rank(cls, batch_size: int, rank: int, world_size: int) -> "Share":
+        """The share of process `rank` of `world_size`; they differ by one image at most."""
+        return cls(batch_size, batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+    @property
+    def images(self) -> slice:
+        """The share as an index into the batch."""
+        return slice(self.start, self.stop)
+
+
 NO_AUGMENTATION = Augmentation(padding=0, flip=False, brightness=0.0, contrast=0.0)
 
 
@@ -62,6 +88,7 @@ def make_batch(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     generator: torch.Generator | None,
+    share: Share | None = None,
 ) -> Tensor:
     """Take images out of `padded`, augment and normalise them.
 
@@ -71,29 +98,36 @@ def make_batch(
         augmentation: what to do; its padding is the p above.
         mean, std: of each channel, for pixels in [0, 1].
         generator: a CPU generator; not needed without augmentation.
+        share: what the images are of their batch; the whole, unless given.
 
     Returns:
         float32 (B, C, H, W) in channels_last memory format, on the device of `padded`.
     """
-    pixels = random_crop(padded, index, augmentation.padding, generator)  # (B, H, W, C) uint8
+    share = share or Share(len(index), 0, len(index))
+    pixels = random_crop(padded, index, augmentation.padding, generator, share)  # (B, H, W, C) uint8
     if augmentation.flip:
-        pixels = random_flip(pixels, generator)
+        pixels = random_flip(pixels, generator, share)
     if augmentation.rand_magnitude:
-        pixels = rand_augment(pixels, augmentation.rand_magnitude, generator)
+        seeds = torch.randint(2**62, (share.batch_size,), generator=generator)[share.images]
+        pixels = rand_augment(pixels, augmentation.rand_magnitude, seeds.tolist())
     images = pixels.float()
     if augmentation.brightness or augmentation.contrast:
-        images = color_jitter(images, augmentation.brightness, augmentation.contrast, generator)
+        images = color_jitter(images, augmentation.brightness, augmentation.contrast, generator, share)
     normalize_(images, mean, std)
     return images.permute(0, 3, 1, 2)
 
 
-def random_crop(padded: Tensor, index: Tensor, padding: int, generator: torch.Generator | None) -> Tensor:
+def random_crop(
+    padded: Tensor, index: Tensor, padding: int, generator: torch.Generator | None, share: Share | None = None
+) -> Tensor:
     """Crop each image at its own offset: (N, H + 2p, W + 2p, C) and (B,) -> (B, H, W, C)."""
     if padding == 0:
         return padded.index_select(0, index)
     _, full_height, full_width, channels = padded.shape
     height, width = full_height - 2 * padding, full_width - 2 * padding
-    top, left = torch.randint(0, 2 * padding + 1, (2, len(index)), generator=generator).to(padded.device)
+    share = share or Share(len(index), 0, len(index))
+    offsets = torch.randint(0, 2 * padding + 1, (2, share.batch_size), generator=generator)
+    top, left = offsets[:, share.images].to(padded.device)
     # A sliding window over the pixels of all images, one row of a crop wide, as a view without a copy. Selecting H such
     # rows copies a crop in long contiguous pieces: eight times as fast as indexing a view of windows.
     window_count = padded.numel() // channels - width + 1
@@ -103,22 +137,30 @@ def random_crop(padded: Tensor, index: Tensor, padding: int, generator: torch.Ge
     return windows.index_select(0, rows.flatten()).view(-1, height, width, channels)
 
 
-def random_flip(pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+def random_flip(pixels: Tensor, generator: torch.Generator | None, share: Share | None = None) -> Tensor:
     """Mirror each image of (B, H, W, C) left to right with probability 1/2."""
-    batch_size = len(pixels)
-    flipped = (torch.rand(batch_size, generator=generator) < 0.5).to(pixels.device)
-    chosen = torch.arange(batch_size, device=pixels.device) + batch_size * flipped
+    count = len(pixels)
+    share = share or Share(count, 0, count)
+    flipped = (torch.rand(share.batch_size, generator=generator) < 0.5)[share.images].to(pixels.device)
+    chosen = torch.arange(count, device=pixels.device) + count * flipped
     return torch.cat([pixels, pixels.flip(2)]).index_select(0, chosen)
 
 
-def color_jitter(images: Tensor, brightness: float, contrast: float, generator: torch.Generator | None) -> Tensor:
+def color_jitter(
+    images: Tensor,
+    brightness: float,
+    contrast: float,
+    generator: torch.Generator | None,
+    share: Share | None = None,
+) -> Tensor:
     """Change brightness and contrast of float images (B, H, W, C) in [0, 255], each with its own factors, in place.
 
     torchvision's ColorJitter applies the two in random order: brightness multiplies by b, contrast blends with the mean
     grey m as c * x + (1 - c) * m, and both clamp. Either is an affine map of the pixels, so a batch needs two passes
     `x = clamp(x * scale + offset)` whose scale and offset depend on the order that each image drew.
     """
-    draws = torch.rand(3, len(images), 1, generator=generator).to(images.device)  # (3, B, 1)
+    share = share or Share(len(images), 0, len(images))
+    draws = torch.rand(3, share.batch_size, 1, generator=generator)[:, share.images].to(images.device)  # (3, B, 1)
     bright = 1 + brightness * (2 * draws[0] - 1)
     contr = 1 + contrast * (2 * draws[1] - 1)
     return apply_jitter(images, bright, contr, brightness_first=draws[2] < 0.5)

@@ -24,8 +24,15 @@ from engine.errors import UserError, run_script
 Loader = BatchLoader | FolderLoader
 
 
-def get_dataloaders(config: Config, device: torch.device | str = "cpu") -> tuple[Loader, Loader]:
+def get_dataloaders(
+    config: Config, device: torch.device | str = "cpu", *, rank: int = 0, world_size: int = 1
+) -> tuple[Loader, Loader]:
     """The training batches (shuffled, augmented) and the validation batches (neither) of a configuration.
+
+    Args:
+        config: which data, and how.
+        device: where the batches shall be.
+        rank, world_size: which of so many training processes this is; each gets its share of every batch.
 
     Raises:
         UserError: the images are not there, or `num_classes` or `image_size` is not that of the data set.
@@ -41,10 +48,17 @@ def get_dataloaders(config: Config, device: torch.device | str = "cpu") -> tuple
         rand_augment=rand_augment,
         image_size=config.image_size,
     )
-    return make_loader(train, config, device), make_loader(val, config, device)
+    options: dict[str, Any] = {"device": device, "rank": rank, "world_size": world_size}
+    return make_loader(train, config, **options), make_loader(val, config, **options)
 
 
-def make_loader(split: Split | FolderSplit, config: Config, device: torch.device | str = "cpu") -> Loader:
+def make_loader(
+    split: Split | FolderSplit,
+    config: Config,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
     """The batches of one split as `config` asks for them; only training images are shuffled.
 
     Raises:
@@ -57,6 +71,8 @@ def make_loader(split: Split | FolderSplit, config: Config, device: torch.device
         "device": device,
         "loader": config.loader,
         "num_workers": config.num_workers,
+        "rank": rank,
+        "world_size": world_size,
     }
     if isinstance(split, FolderSplit):
         return FolderLoader(split, config.batch_size, **options)

@@ -111,12 +111,14 @@ class FolderLoader:
         device: torch.device | str = "cpu",
         loader: str = "auto",
         num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if loader == "resident":
             raise UserError("loader is resident, but images in folders are not kept in memory; set loader: workers")
         self.dataset = split
         self.device = torch.device(device)
-        self.order = _KeyedOrder(len(split), batch_size, seed, shuffle)
+        self.order = _KeyedOrder(len(split), batch_size, seed, shuffle, rank, world_size)
         self._fetch = DataLoader(
             split,
             batch_sampler=self.order,

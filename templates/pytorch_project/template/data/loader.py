@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import Augmentation, make_batch, pad_images, seeded_generator
+from data.augment import Augmentation, Share, make_batch, pad_images, seeded_generator
 from data.sources import Source
 
 RESIDENT_LIMIT = 4 * 2**30  # bytes of padded uint8 images that `loader: auto` keeps in memory
@@ -57,10 +57,14 @@ class BatchOrder:
         batch_size: images in a batch; the last one of an epoch may be smaller.
         seed: of the order.
         shuffle: a new order every epoch.
+        rank, world_size: which of so many processes asks; each gets its share of every batch.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, shuffle: bool) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+    ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
         self.epoch, self.first_batch = 0, 0
 
     def __len__(self) -> int:
@@ -70,8 +74,15 @@ class BatchOrder:
         order = torch.arange(self.count)
         if self.shuffle:
             order = torch.randperm(self.count, generator=seeded_generator(self.seed, self.epoch, stream=0))
-        for index in order.split(self.batch_size)[self.first_batch :]:
-            yield index.tolist()
+        for number, index in enumerate(order.split(self.batch_size)[self.first_batch :], start=self.first_batch):
+            share = index[self.share(number).images]
+            if len(share):  # a last batch may have fewer images than there are processes
+                yield share.tolist()
+
+    def share(self, number: int) -> Share:
+        """What this process gets of batch `number`."""
+        batch_size = min(self.batch_size, self.count - number * self.batch_size)
+        return Share.of_rank(batch_size, self.rank, self.world_size)
 
 
 class _Numbers(Dataset):
@@ -105,6 +116,7 @@ class BatchLoader:
         device: where the batches shall be.
         loader: "resident", "workers", or "auto": resident if the images fit `RESIDENT_LIMIT`.
         num_workers: processes of "workers"; 0 fetches in this process.
+        rank, world_size: which of so many training processes this is; each gets its share of every batch.
 
     Yields:
         images, float32 (B, 3, H, W), augmented and normalised, in channels_last memory format; and labels, int64 (B,).
@@ -120,9 +132,11 @@ class BatchLoader:
         device: torch.device | str = "cpu",
         loader: str = "auto",
         num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.dataset = split
-        self.order = BatchOrder(len(split), batch_size, seed, shuffle)
+        self.order = BatchOrder(len(split), batch_size, seed, shuffle, rank, world_size)
         self.device = torch.device(device)
         self.resident = loader == "resident" or (loader == "auto" and _padded_bytes(split) <= RESIDENT_LIMIT)
         if self.resident:
@@ -143,7 +157,8 @@ class BatchLoader:
         split, seed, epoch, first_batch = self.dataset, self.order.seed, self.order.epoch, self.order.first_batch
         for number, (padded, labels, index) in enumerate(self._raw_batches(), start=first_batch):
             generator = seeded_generator(seed, epoch, stream=number + 1)
-            yield make_batch(padded, index, split.augmentation, split.source.mean, split.source.std, generator), labels
+            mean, std, share = split.source.mean, split.source.std, self.order.share(number)
+            yield make_batch(padded, index, split.augmentation, mean, std, generator, share), labels
 
     def _raw_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(padded images, labels of the batch, which of the images make up the batch) for each batch."""

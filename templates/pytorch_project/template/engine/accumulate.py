@@ -23,11 +23,16 @@ class Window:
 
     Args:
         batches: to be gone through once.
-        samples: images in all of them.
+        sizes: images in each of them; of several processes, in their shares of it together.
     """
 
     batches: Iterator[Any]
-    samples: int
+    sizes: list[int]
+
+    @property
+    def samples(self) -> int:
+        """Images in all of them."""
+        return sum(self.sizes)
 
 
 class Windows:
@@ -57,6 +62,6 @@ class Windows:
             first = next(remaining, None)  # asked for even after the last batch, so that the loader ends its epoch
             if first is None:
                 return
-            end = start + self.size
-            samples = min(end * self.batch_size, self.sample_count) - start * self.batch_size
-            yield Window(itertools.chain([first], itertools.islice(remaining, self.size - 1)), samples)
+            end = min(start + self.size, self.batch_count)
+            sizes = [min(self.batch_size, self.sample_count - n * self.batch_size) for n in range(start, end)]
+            yield Window(itertools.chain([first], itertools.islice(remaining, self.size - 1)), sizes)

@@ -41,6 +41,7 @@ FREE_KEYS = (
     "keep_every",
     "log_every",
     "num_workers",
+    "shard",
     "loader",
     "device",
     "compile",
@@ -195,9 +196,11 @@ def check_same_config(checkpoint: dict[str, Any], config: Config, path: Path = L
         UserError: a setting differs that would make it another run.
     """
     before, now = checkpoint["config"], config.as_dict()
-    changed = [key for key in now if key not in FREE_KEYS and now[key] != before.get(key)]
+    # A setting that there was not yet when the checkpoint was written was what it is by default.
+    before = {key: field.default for key, field in Config.model_fields.items()} | before
+    changed = [key for key in now if key not in FREE_KEYS and now[key] != before[key]]
     if changed:
-        differences = ", ".join(f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in changed)
+        differences = ", ".join(f"{key} was {before[key]!r} and is {now[key]!r}" for key in changed)
         raise UserError(
             f"{path} is of another configuration ({differences}); undo that to continue, or start anew with --fresh"
         )

@@ -64,6 +64,7 @@ class Config(BaseModel):
     milestones: list[Positive] = Field([], description="of multistep: epochs or updates at which the rate drops to 0.1")
     warmup_steps: StrictInt = Field(0, ge=0, description="updates of linear warm-up; needs schedule_by: step")
     grad_clip: Number = Field(1.0, ge=0, description="largest norm of the gradient; 0 does not clip")
+    ema_decay: Number = Field(0.0, ge=0, lt=1, description="of averaged weights, which are then scored; 0 is off")
     patience: StrictInt = Field(10, ge=1, description="epochs without a better validation accuracy before stopping")
 
     checkpoint_every: StrictInt = Field(1, ge=1, description="epochs between two writes of last.pt")
@@ -72,6 +73,8 @@ class Config(BaseModel):
     log_every: StrictInt = Field(10, ge=1, description="batches between two logged training metrics")
     seed: StrictInt = Field(0, ge=0, description="of everything random: split, initial weights, order, augmentation")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
+    shard: StrictBool = Field(False, description="of several GPUs: each has a part of every weight, see sharding.py")
+    sync_batchnorm: StrictBool = Field(False, description="of several GPUs: BatchNorm over the images of all")
     compile: StrictBool = Field(False, description="compile the model: a slow start, then faster steps")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field("auto", description="see engine/device.py")
 

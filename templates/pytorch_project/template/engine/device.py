@@ -49,16 +49,20 @@ def choose_compute(config: Config) -> Compute:
     """
     device = pick_device(config.device)
     precision = config.precision
+    if config.shard and (precision == "fp16" or config.ema_decay):
+        raise UserError("shard is true, which goes with neither precision fp16 nor ema_decay; use bf16, or no average")
     if device.type == "cpu":
         if precision in ("tf32", "fp16"):
             raise UserError(f"precision {precision} is for CUDA; use auto, fp32 or bf16 on the CPU")
-        return Compute(device, "fp32" if precision == "auto" else precision)
+        precision = "fp32" if precision == "auto" else precision
+        found = "no GPU found, " if config.device == "auto" else ""
+        return Compute(device, precision, f"{found}{precision}, {torch.get_num_threads()} threads, channels_last")
     if precision == "auto":
         # On small images half precision gains nothing: starting the kernels takes longer than they run.
         precision = "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    name = torch.cuda.get_device_name(device)
-    return Compute(device, precision, f"{name}, {precision}, fused optimizer", reads_at_once=False)
+    reason = f"{torch.cuda.get_device_name(device)}, {precision}, channels_last, fused optimizer"
+    return Compute(device, precision, reason, reads_at_once=config.shard)
 
 
 def compile_model(model: nn.Module) -> None:

@@ -1,6 +1,8 @@
 """Which checkpoints stay beside last.pt, and which one training continues from."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from engine.checkpoint import (
 )
 from engine.config import Config
 from engine.errors import UserError
+from engine.lock import exclusive
 from engine.progress import Progress
 from engine.run import RUNS
 
@@ -104,8 +107,19 @@ def _fall_back(config: Config, problem: str) -> dict[str, Any] | None:
     return newest
 
 
-def remove_temporary_files() -> None:
-    """Remove what a killed training was writing; only for the one that holds the lock of the checkpoints."""
+@contextlib.contextmanager
+def cleared_folder() -> Iterator[None]:
+    """Be the only training in this folder while the block runs, without what a killed one was writing.
+
+    Raises:
+        UserError: another process trains here.
+    """
+    with exclusive(FOLDER):
+        _remove_temporary_files()
+        yield
+
+
+def _remove_temporary_files() -> None:
     for path in FOLDER.glob(".*.tmp"):
         path.unlink()
     for name in ("config.yaml", "status.json", "metrics.jsonl", "nonfinite.pt"):  # others may be writing other files

@@ -30,6 +30,11 @@ class Progress:
         """What early stopping compares with `patience`."""
         return self.epoch - self.best_epoch
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean loss and accuracy over the images of the epoch in progress."""
+        return {"loss": self.loss_sum / self.seen, "accuracy": self.correct / self.seen}
+
     def count(self, loss: float, correct: int, images: int) -> None:
         """Add a batch; every image weighs the same, also those of a smaller last batch."""
         self.loss_sum += loss * images

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.parallel import World
+
 
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch (all devices), and let cuDNN choose reproducible kernels only."""
@@ -34,3 +36,23 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_rank(seed: int, world: World) -> None:
+    """Let the processes draw different numbers from now on, for dropout; they have built the same model before."""
+    if not world.is_first:
+        mixed = np.random.SeedSequence([seed, world.rank]).generate_state(1, np.uint64)[0]
+        seed_everything(int(mixed) % 2**63)
+
+
+def rng_states(world: World) -> dict[str, Any]:
+    """The state of this process's generators, which is the first, with those of the others under "others"."""
+    first, *others = world.gather(rng_state())
+    return first | {"others": others}
+
+
+def set_rng_states(saved: dict[str, Any], world: World) -> None:
+    """Put the generators where `rng_states` found them; more processes than there were then keep their seeds."""
+    states = [saved, *saved.get("others", [])]
+    if world.rank < len(states):
+        set_rng_state(states[world.rank])

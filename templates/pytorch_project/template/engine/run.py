@@ -1,4 +1,4 @@
-"""The folder of a run: metrics.jsonl, status.json, TensorBoard curves and the configuration."""
+"""The folder of a run: metrics.jsonl, status.json, sessions.jsonl, TensorBoard curves and the configuration."""
 
 import contextlib
 import json
@@ -9,11 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from torch import Tensor
 
 from engine.checkpoint import atomic_file, save_checkpoint, saved_files
 from engine.config import Config
+from engine.environment import record_session
 from engine.errors import TrainingFailedError, UserError, naming
 from engine.progress import Progress
 
@@ -56,17 +58,21 @@ class Run:
     Args:
         run_id: name of the folder in runs/.
         config: stored beside the metrics.
+        device: where training runs, for the record.
         progress: where training starts. What an earlier session wrote beyond that is cut, because it comes again.
         total_steps: batches of the whole run, for the time that is left.
     """
 
-    def __init__(self, run_id: str, config: Config, progress: Progress, total_steps: int) -> None:
+    def __init__(
+        self, run_id: str, config: Config, progress: Progress, total_steps: int, device: torch.device | str = "cpu"
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a slow import that nothing but training needs
 
         self.run_id = run_id
         self.folder = RUNS / run_id
         self.folder.mkdir(parents=True, exist_ok=True)
         write_config(config, self.folder / "config.yaml")
+        record_session(self.folder, progress.step, device)
         self._status: dict[str, Any] = {
             "state": "running",
             "run_id": run_id,
@@ -96,6 +102,29 @@ class Run:
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             self._metrics.close()
             self._tensorboard.close()
+
+    def log_batches(self, progress: Progress, rate: float, grad_norm: float) -> None:
+        """The means of the epoch so far, the learning rate of the last update and the norm of its gradient."""
+        epoch = progress.epoch + 1
+        self.log("train", step=progress.step, epoch=epoch, **progress.means, lr=rate, grad_norm=grad_norm)
+        self.plot(progress.step, GradientNorm=grad_norm)
+        self.update_status(epoch=epoch, step=progress.step, metrics=progress.means)
+
+    def log_epoch(
+        self, progress: Progress, metrics: dict[str, float], rate: float, seconds: float, *, is_best: bool
+    ) -> None:
+        """The losses and accuracies of an epoch that has ended, with train_ and val_ before their names."""
+        step, epoch = progress.step, progress.epoch
+        self.log("epoch", step=step, epoch=epoch, **metrics, lr=rate, seconds=seconds, best=is_best)
+        self.plot(step, LearningRate=rate, Loss__train=metrics["train_loss"], Loss__val=metrics["val_loss"])
+        self.plot(step, Accuracy__train=metrics["train_accuracy"], Accuracy__val=metrics["val_accuracy"])
+        print(
+            f"Epoch {epoch}/{self._status['epochs']}  train loss {metrics['train_loss']:.4f} "
+            f"acc {metrics['train_accuracy']:.2%}  val loss {metrics['val_loss']:.4f} "
+            f"acc {metrics['val_accuracy']:.2%}  lr {rate:.6f}  ({seconds:.1f} s)"
+            + ("  saved best" if is_best else ""),
+            flush=True,
+        )
 
     def log(self, kind: str, *, step: int, **values: Any) -> None:
         """Add a line to metrics.jsonl: `kind` is "train" (some batches) or "epoch". What is not finite becomes null."""
@@ -133,11 +162,7 @@ class Run:
         """
         path = self.folder / "nonfinite.pt"
         save_checkpoint(checkpoint | {"images": images, "labels": labels, "loss": loss, "grad_norm": grad_norm}, path)
-        at = checkpoint["progress"]
-        raise TrainingFailedError(
-            f"loss {loss} with gradient norm {grad_norm} in epoch {at['epoch'] + 1}, batch {at['batch'] + 1}; "
-            f"the batch and the state before it are in {path}; a lower learning_rate may help"
-        )
+        raise _not_finite(checkpoint, path, loss, grad_norm)
 
     def _eta(self, now: float) -> float | None:
         """Seconds left at the pace of this session; None before its first batch and when nothing is running."""
@@ -155,6 +180,39 @@ class Run:
             for line in lines:
                 if _was_before(line, progress):
                     file.write((line + "\n").encode())
+
+
+class NoRun(Run):
+    """Stands in for the run in the processes that write nothing down, because the first one does."""
+
+    def __init__(self, run_id: str) -> None:
+        self.folder = RUNS / run_id
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def log_batches(self, *values: Any) -> None:
+        """Do nothing."""
+
+    def log_epoch(self, *values: Any, **more: Any) -> None:
+        """Do nothing."""
+
+    def update_status(self, **changes: Any) -> None:
+        """Do nothing."""
+
+    def fail(
+        self, checkpoint: dict[str, Any], images: Tensor, labels: Tensor, loss: float, grad_norm: float = math.nan
+    ) -> NoReturn:
+        """Give up, as the first process does; it saves what led there."""
+        raise _not_finite(checkpoint, self.folder / "nonfinite.pt", loss, grad_norm)
+
+
+def _not_finite(checkpoint: dict[str, Any], path: Path, loss: float, grad_norm: float) -> TrainingFailedError:
+    at = checkpoint["progress"]
+    return TrainingFailedError(
+        f"loss {loss} with gradient norm {grad_norm} in epoch {at['epoch'] + 1}, batch {at['batch'] + 1}; "
+        f"the batch and the state before it are in {path}; a lower learning_rate may help"
+    )
 
 
 def _ending(kind: type[BaseException], error: BaseException | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 
 from engine.accumulate import Window
 from engine.device import Compute
+from engine.parallel import ALONE, World, averaging
 
 WAITING = 64  # windows at most whose results are not read yet
 
@@ -37,14 +38,23 @@ class Step:
     itself leaves the weights as they are. On the CPU nothing is gained by that, and results are read at once.
 
     Args:
-        model: in whatever mode the caller puts it.
+        model: in whatever mode the caller puts it; of several processes, what `distribute` made of it.
         optimizer: of its parameters; on a GPU a fused one, which can skip a step by itself.
         grad_clip: largest norm of the gradient; infinity does not clip.
         compute: device and precision.
+        world: the processes that share each batch.
     """
 
-    def __init__(self, model: nn.Module, optimizer: optim.Optimizer, grad_clip: float, compute: Compute) -> None:
-        self.model, self.optimizer, self.grad_clip, self.compute = model, optimizer, grad_clip, compute
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optim.Optimizer,
+        grad_clip: float,
+        compute: Compute,
+        world: World = ALONE,
+    ) -> None:
+        self.model, self.optimizer, self.grad_clip = model, optimizer, grad_clip
+        self.compute, self.world = compute, world
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
         self.results: list[tuple[Tensor, list[int]]] = []
         self.broken = torch.zeros((), device=compute.device)  # 1 from the first update that is not finite
@@ -52,19 +62,25 @@ class Step:
     def __call__(self, window: Window) -> None:
         """One step of the optimizer, on the mean loss over all images of a window."""
         self.optimizer.zero_grad()
-        found, counts = [], []
-        for images, labels in window.batches:
-            with self.compute.autocast():
-                logits = self.model(images)
-                loss = F.cross_entropy(logits, labels)
-            # Every image of the window weighs the same, also when the window or its last batch is a smaller one.
-            self.scaler.scale(loss * (len(labels) / window.samples)).backward()
-            found += [loss.detach().float(), (logits.argmax(1) == labels).sum().float()]
-            counts.append(len(labels))
+        found = []
+        for number, (images, labels) in enumerate(window.batches, start=1):
+            with averaging(self.model, now=number == len(window.sizes)):
+                with self.compute.autocast():
+                    logits = self.model(images)
+                    loss = F.cross_entropy(logits, labels)
+                # Every image of the window weighs the same, also when the window or its last batch is a smaller one.
+                # Each process sees a share of them, and gradients are averaged over the processes.
+                weight = len(labels) * self.world.size / window.samples
+                self.scaler.scale(loss * weight).backward()
+            share = len(labels) / window.sizes[number - 1]
+            found += [loss.detach().float() * share, (logits.argmax(1) == labels).sum().float()]
+        numbers = self.world.sum_(torch.stack(found))
         self.scaler.unscale_(self.optimizer)  # like every method of a scaler, does nothing unless it is enabled
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
-        self.results.append((torch.stack([*found, norm.float()]), counts))
-        self.apply(torch.stack(found[::2]).isfinite().all() & norm.isfinite())
+        if hasattr(norm, "full_tensor"):  # of a sharded model
+            norm = norm.full_tensor()
+        self.results.append((torch.cat([numbers, norm.float()[None]]), window.sizes))
+        self.apply(numbers[::2].isfinite().all() & norm.isfinite())
 
     def apply(self, finite: Tensor) -> None:
         """Step the optimizer, unless this update or one before it was not finite."""

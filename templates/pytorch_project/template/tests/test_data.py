@@ -142,3 +142,24 @@ def test_command_line_prints_the_sizes(project, capsys):
 def test_training_reads_no_test_images(run_train, tiny_source):
     assert run_train("--set", "epochs=1") == 0
     assert set(tiny_source) == {"train"}
+
+
+@pytest.mark.parametrize("loader", ["resident", "workers"])
+def test_processes_share_every_batch(digits, loader):
+    train = digits[0]
+    whole = batches_of(BatchLoader(train, 100, shuffle=True, loader=loader), epoch=3, first_batch=11)
+    shares = [
+        batches_of(BatchLoader(train, 100, shuffle=True, loader=loader, rank=r, world_size=3), epoch=3, first_batch=11)
+        for r in range(3)
+    ]
+    together = [tuple(torch.cat(parts) for parts in zip(*batch, strict=True)) for batch in zip(*shares, strict=True)]
+    assert same_batches(together, whole)
+    assert {len(labels) for share in shares for _, labels in share} == {33, 34, 31, 32}
+
+
+def test_no_image_is_evaluated_twice(digits):
+    val = digits[1]  # 143 images, the last batch has 3
+    loaders = [BatchLoader(val, 20, rank=r, world_size=4) for r in range(4)]
+    labels = [torch.cat([labels for _, labels in loader]) for loader in loaders]
+    assert sum(map(len, labels)) == len(val)
+    assert torch.equal(torch.cat(labels).sort().values, val.labels.sort().values)

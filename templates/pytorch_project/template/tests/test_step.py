@@ -23,7 +23,7 @@ LATER = Compute(torch.device("cpu"), reads_at_once=False)
 
 def windows(*batches):
     """A window for each of the batches (images, labels)."""
-    return [Window(iter([batch]), len(batch[1])) for batch in batches]
+    return [Window(iter([batch]), [len(batch[1])]) for batch in batches]
 
 
 def batch(seed, scale=1.0):
@@ -80,7 +80,7 @@ def test_weights_are_left_alone_from_the_first_update_that_is_not_finite(compute
 def test_a_window_says_which_of_its_batches_failed():
     step = make_step(LATER, fused=True)
     good, bad = batch(0), (batch(1)[0] / 0, batch(1)[1])
-    step(Window(itertools.chain([good, bad, good]), 24))
+    step(Window(itertools.chain([good, bad, good]), [8, 8, 8]))
     (result,) = step.read()
     assert result.failed_at == 1
     assert [images for _, _, images in result.batches] == [8, 8, 8]
