@@ -40,7 +40,7 @@ lint: $(STAMP)   ## ruff and mypy, of the kit and of the unrendered template
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd templates/pytorch_project/template && \
-		$(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml train.py evaluate.py data engine models
+		$(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml train.py evaluate.py golden.py compare.py data engine models
 
 docs: $(STAMP)   ## write docs/rules.md from the rules, and draw the pictures
 	$(BIN)/python docs/make_rules.py
