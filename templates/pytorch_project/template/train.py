@@ -59,7 +59,7 @@ class Trainer(State):
         if config.compile:
             compile_model(self.model)
         shared_model = distribute(self.model, world, sync_batchnorm=config.sync_batchnorm, shard=config.shard)
-        self.optimizer = build_optimizer(self.model, config, fused=not compute.reads_at_once)
+        self.optimizer = build_optimizer(self.model, config, fused=not self.is_sharded)
         self.windows = Windows(self.train_loader, config.batch_size, config.accumulation_steps)
         self.scheduler = build_scheduler(self.optimizer, config, len(self.windows))
         self.step_every_update = config.schedule_by == "step"
@@ -108,12 +108,12 @@ class Trainer(State):
         for window in stop.watch(self.windows.of(bar, first_batch=progress.batch)):
             rate, batch = self.optimizer.param_groups[0]["lr"], progress.step
             self.step(window)
-            if self.ema:
-                self.ema.update(self.model)
             norm = math.nan
             if not self.step.has_room(batch, self.log_every):
                 norm = self.count_results(run)
                 stop.agree()
+            if self.ema:
+                self.ema.update(self.model)
             if self.step_every_update:
                 self.scheduler.step()
             if progress.step // self.log_every > batch // self.log_every:

@@ -19,7 +19,7 @@ def build_optimizer(model: nn.Module, config: Config, *, fused: bool = False) ->
     Args:
         model: whose parameters.
         config: which one.
-        fused: one kernel for all parameters, which can leave a step out by itself; gains nothing on the CPU.
+        fused: one kernel for all parameters, faster on the CPU too; on a GPU it can leave a step out by itself.
     """
     groups = parameter_groups(model, config)
     rate = config.learning_rate

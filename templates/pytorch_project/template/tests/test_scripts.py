@@ -118,3 +118,29 @@ def test_wrong_use(start, tmp_path, script, arguments, message):
     assert err.startswith(message)
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+ALLOCATIONS = """
+import resource, sys
+import engine.startup
+if "keep" in sys.argv:
+    engine.startup.keep_freed_memory()
+import torch
+for number in range(12):
+    if number == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**23).sum()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is for the C library of Linux")
+def test_freed_memory_stays():
+    faults = {}
+    for how in ("keep", "as it is"):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        command = [sys.executable, "-c", ALLOCATIONS, how]
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+        faults[how] = int(done.stdout)
+    assert faults["keep"] <= faults["as it is"]
+    assert faults["keep"] < 5 * 8192  # half of the pages of the ten blocks
