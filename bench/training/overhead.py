@@ -41,12 +41,13 @@ class Clock:
 def main() -> int:
     result, *arguments = sys.argv[1:]
     sys.path.insert(0, str(Path.cwd()))
-    # As in train.py: the project's own settings for idle threads, before torch is imported.
-    import engine.startup  # noqa: F401
+    # As in train.py: the project's own settings for idle threads and freed memory, before torch is imported.
+    import engine.startup
 
+    engine.startup.keep_freed_memory()
     # isort: split
     import train
-    from engine import checkpoint
+    from engine import checkpoint, keep
     from engine.run import Run
 
     writing, all_of_it = Clock(), Clock()
@@ -54,6 +55,7 @@ def main() -> int:
         writing.watch(Run, name)
     writing.watch(train.Trainer, "checkpoint")
     writing.watch(checkpoint, "save_checkpoint")
+    writing.watch(keep, "save_checkpoint")
     all_of_it.watch(train.Trainer, "fit")
     code = train.main(arguments)
     parts = dict(writing.seconds)

@@ -56,7 +56,9 @@ def choose_compute(config: Config) -> Compute:
             raise UserError(f"precision {precision} is for CUDA; use auto, fp32 or bf16 on the CPU")
         precision = "fp32" if precision == "auto" else precision
         found = "no GPU found, " if config.device == "auto" else ""
-        return Compute(device, precision, f"{found}{precision}, {torch.get_num_threads()} threads, channels_last")
+        asleep = " that sleep while they wait" if os.environ.get("OMP_WAIT_POLICY") == "PASSIVE" else ""
+        threads = f"{torch.get_num_threads()} threads{asleep}"
+        return Compute(device, precision, f"{found}{precision}, {threads}, channels_last")
     if precision == "auto":
         # On small images half precision gains nothing: starting the kernels takes longer than they run.
         precision = "tf32" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"

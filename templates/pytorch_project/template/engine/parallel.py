@@ -25,7 +25,7 @@ from engine.errors import EXIT_WRONG_USE, TrainingFailedError, UserError
 from engine.sharding import shard_model
 
 Value = TypeVar("Value")
-# Beginnings of what gloo and NCCL say when another process is gone; their errors have no class of their own.
+# Parts of what gloo and NCCL say when another process is gone; their errors have no class of their own.
 LOST = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
 
 
@@ -82,7 +82,7 @@ class World:
         """What `make` returns in the first process, which alone calls it.
 
         Raises:
-            SystemExit: in the others, if it raised a UserError there.
+            SystemExit: in the others, if it raised an error there.
         """
         if not self.is_shared:
             return make()
@@ -161,9 +161,10 @@ def join_world(device: str) -> Iterator[World]:
     except RuntimeError as error:
         if not any(words in str(error).lower() for words in LOST):
             raise
+        reason = str(error).strip().splitlines()[0][:200]
         raise TrainingFailedError(
             f"process {world.rank} of {world.size} lost the others: one of them has ended, and what it said is the "
-            "reason; the same command continues from the last checkpoint"
+            f"reason; the same command continues from the last checkpoint ({reason})"
         ) from None
 
 

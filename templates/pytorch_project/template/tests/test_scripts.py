@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import DIGITS, MODEL
 
+from engine import startup
+
 PROJECT = Path(__file__).parents[1]
 SHORT = (*DIGITS, "epochs=2", "device=cpu")
 WORKERS = ("log_every=1", "loader=workers", "num_workers=2")
@@ -118,6 +120,22 @@ def test_wrong_use(start, tmp_path, script, arguments, message):
     assert err.startswith(message)
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(("running", "policy"), [("1/80", None), ("3/80", "PASSIVE"), (None, "PASSIVE")])
+def test_threads_spin_on_a_machine_of_their_own(monkeypatch, running, policy):
+    def read(path):
+        if running is None:
+            raise FileNotFoundError(path)
+        return f"0.20 0.18 0.12 {running} 11206"
+
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(Path, "read_text", read)
+    startup.choose_waiting()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    startup.choose_waiting()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 ALLOCATIONS = """
