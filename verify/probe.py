@@ -647,7 +647,8 @@ class ModelProbe:
         seed_everything(0)
         try:
             if shared:
-                return follow_forward(self.uncovered_model, self.images(FOLLOWED_BATCH), self._pass_of_tokens)
+                with suppress(Exception):  # some models run without gradients alone
+                    return follow_forward(self.uncovered_model, self.images(FOLLOWED_BATCH), self._pass_of_tokens)
             return follow_forward(self.model, self.images(FOLLOWED_BATCH))
         except Exception as error:  # scripted, compiled and quantised models need not show what they do
             return f"the forward pass cannot be followed ({type(error).__name__}: {' '.join(str(error).split())[:100]})"

@@ -48,6 +48,19 @@ def test_healthy_model_is_silent(model: type[nn.Module]) -> None:
     assert problems(check(model)) == judged
 
 
+class OnlyWithoutGradient(planted_dataflow.vit(planted_dataflow.SoftmaxOverHeads)):  # type: ignore[misc]
+    """In eval mode it cannot be followed together with its tokens, whose pass needs gradients."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert self.training or not torch.is_grad_enabled()
+        return super().forward(x)
+
+
+@pytest.mark.usefixtures("taken_for_large")
+def test_tensors_are_followed_where_tokens_cannot_be() -> None:
+    assert "MOD116" in problems(check(OnlyWithoutGradient))
+
+
 class Wide(nn.Module):
     """Two thousand million multiply-adds an image and some."""
 
