@@ -226,7 +226,7 @@ def test_mistakes_are_one_line(templates: dict[str, Path], tmp_path: Path) -> No
     code, out, err = project.train(2, "batch_size=718", "epochs=1")
     assert code == 1  # torchrun's own
     assert "error: the last batch of training has 1 images for 2 processes" in err
-    assert 'Traceback (most recent call last):\n  File "' + str(project.folder) not in err
+    assert f'File "{project.folder}' not in err  # a line of a traceback of ours
     assert "Epoch" not in out
 
 

@@ -22,6 +22,7 @@ from engine.run import RUNS
 
 PICTURE = RUNS / "compare.png"
 Lines = dict[int, dict[str, Any]]
+SHOWN = ("train_loss", "val_loss", "val_accuracy")  # of an epoch
 
 
 def read_run(folder: Path) -> tuple[Lines, Lines]:
@@ -39,9 +40,9 @@ def read_run(folder: Path) -> tuple[Lines, Lines]:
         try:
             entry = json.loads(line)
             if entry["kind"] == "train":
-                batches[entry["step"]] = entry
+                batches[entry["step"]] = {"loss": entry["loss"]}
             else:
-                epochs[entry["epoch"]] = entry
+                epochs[entry["epoch"]] = {name: entry[name] for name in SHOWN}
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path}:{number}: is no line of metrics; is the run still going on?") from None
     if not batches:
@@ -59,10 +60,9 @@ def difference(left: dict[str, Any], right: dict[str, Any]) -> float:
 
 def print_epochs(left: Lines, right: Lines) -> None:
     """Both runs side by side, epoch by epoch."""
-    names = ("train_loss", "val_loss", "val_accuracy")
-    print("epoch  " + "  ".join(f"{name:^23}" for name in names))
+    print("epoch  " + "  ".join(f"{name:^23}" for name in SHOWN))
     for epoch in sorted(left.keys() & right.keys()):
-        pairs = ([_number(lines[epoch][name]) for lines in (left, right)] for name in names)
+        pairs = ([_number(lines[epoch][name]) for lines in (left, right)] for name in SHOWN)
         print(f"{epoch:5}  " + "  ".join(f"{a} {b}" for a, b in pairs))
 
 

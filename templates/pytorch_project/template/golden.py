@@ -25,7 +25,7 @@ import torch
 from engine.checkpoint import FREE_KEYS
 from engine.config import Config, add_config_arguments, load_config
 from engine.device import choose_compute
-from engine.errors import EXIT_DONE, EXIT_FAILED, UserError, run_script
+from engine.errors import EXIT_DONE, EXIT_FAILED, TrainingFailedError, UserError, run_script
 from engine.run import write_json
 from train import Trainer
 
@@ -36,7 +36,11 @@ ROUNDING, GPU_ROUNDING = 1e-5, 1e-3
 
 
 def first_losses(config: Config) -> tuple[list[float], str]:
-    """The loss of each of the first updates, and the device on which they were made."""
+    """The loss of each of the first updates, and the device on which they were made.
+
+    Raises:
+        TrainingFailedError: a loss or a gradient is not finite.
+    """
     compute = choose_compute(config)
     trainer = Trainer(config, compute)
     config.check_all_read()
@@ -46,6 +50,8 @@ def first_losses(config: Config) -> tuple[list[float], str]:
     for window in trainer.windows.of(trainer.train_loader, first_batch=0):
         trainer.step(window)
         for result in trainer.step.read():
+            if result.failed_at is not None:
+                raise TrainingFailedError(f"update {len(losses) + 1} is not finite; a lower learning_rate may help")
             images = sum(count for _, _, count in result.batches)
             losses.append(sum(loss * count for loss, _, count in result.batches) / images)
         if len(losses) >= UPDATES:
@@ -94,8 +100,8 @@ def read_stored(settings: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{STORED} does not exist; store the first losses with python golden.py --update")
     try:
         stored: dict[str, Any] = json.loads(STORED.read_text(encoding="utf-8"))
-        was = stored["settings"]
-    except (ValueError, KeyError, TypeError):
+        was, _, _ = stored["settings"], stored["losses"][0], stored["surroundings"]["device"]
+    except (ValueError, KeyError, TypeError, IndexError):
         raise UserError(f"{STORED} is damaged; write it anew with python golden.py --update") from None
     changed = [key for key in {**was, **settings} if was.get(key) != settings.get(key)]
     if changed:

@@ -41,8 +41,8 @@ def choose_waiting() -> None:
     On cores of their own, threads that spin make a step of the ResNet 1.2x as fast and of the ViT 1.1x (measured on two
     cores); on shared ones, up to five times as slow. Whoever has set OMP_WAIT_POLICY has chosen already.
     """
-    if not _has_the_machine_alone():
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ and not _has_the_machine_alone():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _has_the_machine_alone() -> bool:
@@ -51,9 +51,9 @@ def _has_the_machine_alone() -> bool:
     for _ in range(5):
         try:
             load = Path("/proc/loadavg").read_text()  # "0.20 0.18 0.12 1/80 11206": 1 of 80 threads is running
-        except OSError:
+            counts.append(int(load.split()[3].partition("/")[0]))
+        except (OSError, ValueError, IndexError):
             return False
-        counts.append(int(load.split()[3].partition("/")[0]))
         time.sleep(0.005)
     return median(counts) <= 1
 

@@ -15,7 +15,7 @@ def run_golden(project):
 
 def test_first_losses_are_the_stored_ones(run_golden, capsys):
     assert run_golden("--update") == 0
-    assert len(json.loads(golden.STORED.read_text())["losses"]) == golden.UPDATES - 5  # an epoch has five batches
+    assert len(json.loads(golden.STORED.read_text())["losses"]) == 5  # an epoch has no more
     assert run_golden() == 0
     assert "equal to the last bit" in capsys.readouterr().out
     assert not Path("checkpoints").exists()
@@ -57,9 +57,12 @@ def test_golden_in_wrong_use(run_golden, capsys):
     assert run_golden("--update") == 0
     assert run_golden("--set", "learning_rate=0.002") == 2
     assert "learning_rate was 0.001 and is 0.002" in capsys.readouterr().err
-    golden.STORED.write_text("{")
-    assert run_golden() == 2
-    assert "damaged" in capsys.readouterr().err
+    for damaged in ("{", '{"settings": {}}', '{"settings": {}, "losses": [], "surroundings": {}}'):
+        golden.STORED.write_text(damaged)
+        assert run_golden() == 2
+        assert "damaged" in capsys.readouterr().err
+    assert run_golden("--update", "--set", "learning_rate=1e30", "grad_clip=0") == 1
+    assert "not finite" in capsys.readouterr().err
 
 
 def write_run(name, losses):
@@ -93,6 +96,7 @@ def test_compare_in_wrong_use(run_compare, capsys):
     run = write_run("a", [2.0])
     assert run_compare(run, "runs/nope") == 2
     assert "runs/nope/metrics.jsonl does not exist" in capsys.readouterr().err
-    Path("runs/a/metrics.jsonl").write_text('{"kind": "tr')
-    assert run_compare(run, run) == 2
-    assert "metrics.jsonl:1" in capsys.readouterr().err
+    for line in ('{"kind": "tr', '{"kind": "train", "step": 1}', '{"kind": "epoch", "epoch": 1}'):
+        Path("runs/a/metrics.jsonl").write_text(line)
+        assert run_compare(run, run) == 2
+        assert "metrics.jsonl:1" in capsys.readouterr().err

@@ -122,7 +122,9 @@ def test_wrong_use(start, tmp_path, script, arguments, message):
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
-@pytest.mark.parametrize(("running", "policy"), [("1/80", None), ("3/80", "PASSIVE"), (None, "PASSIVE")])
+@pytest.mark.parametrize(
+    ("running", "policy"), [("1/80", None), ("3/80", "PASSIVE"), ("?", "PASSIVE"), (None, "PASSIVE")]
+)
 def test_threads_spin_on_a_machine_of_their_own(monkeypatch, running, policy):
     def read(path):
         if running is None:
