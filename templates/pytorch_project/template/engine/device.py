@@ -82,6 +82,10 @@ def compile_model(model: nn.Module) -> None:
 def pick_device(name: str) -> torch.device:
     """The device called "cpu" or "cuda"; "auto" is cuda where there is one.
 
+    Call it before anything is computed. A CPU takes many times as long over numbers below 1e-38 as over others, and
+    that is where Adam with L2 drives the weights and moments of inactive units: after 13 epochs of the CNN on CIFAR-10
+    a step took 2.2x the time (measured). So they count as 0 from here on, in this thread and in all that it starts.
+
     Raises:
         UserError: cuda was asked for, but there is none.
     """
@@ -89,4 +93,6 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, but PyTorch finds no CUDA device here; use --set device=cpu or device=auto")
+    if name == "cpu":
+        torch.set_flush_denormal(True)
     return torch.device(name)
