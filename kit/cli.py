@@ -116,6 +116,10 @@ def verify(
         str | None, typer.Option(metavar="C,H,W", help="Shape of one input, such as 3,224,224; else found by trial.")
     ] = None,
     num_classes: Annotated[int | None, typer.Option(metavar="N", help="Number of logits.")] = None,
+    output_size: Annotated[
+        str | None,
+        typer.Option(metavar="C,H,W", help="Shape of one output of a block or another part, which has no logits."),
+    ] = None,
     expect_params: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Parameters: 86567656 is exact, 86M within 1%.")
     ] = None,
@@ -170,7 +174,8 @@ def verify(
     overrides = {
         "model": model,
         "kwargs": _parse_kwargs(kwargs) if kwargs else None,
-        "input_size": _parse_size(input_size) if input_size else None,
+        "input_size": _parse_size(input_size, "--input-size") if input_size else None,
+        "output_size": _parse_size(output_size, "--output-size") if output_size else None,
         "num_classes": num_classes,
         "expect_params": expect_params,
         "tolerance": tolerance,
@@ -513,12 +518,12 @@ def _parse_kwargs(items: list[str]) -> dict[str, Any]:
     return result
 
 
-def _parse_size(text: str) -> list[int]:
+def _parse_size(text: str, option: str) -> list[int]:
     parts = text.lower().replace("x", ",").strip("()[] ").split(",")
     try:
         return [int(part) for part in parts if part.strip()]
     except ValueError:
-        raise fail(f"--input-size {text!r} must be numbers such as 3,224,224") from None
+        raise fail(f"{option} {text!r} must be numbers such as 3,224,224") from None
 
 
 def _parse_codes(text: str | None) -> list[str] | None:

@@ -62,7 +62,8 @@ def test_the_verbs_and_their_options_are_frozen() -> None:
     expected = {
         "new": {"--model", "--dataset", "--config", "--tracker", "--data"},
         "verify": {
-            "--model", "--kwargs", "--input-size", "--num-classes", "--expect-params", "--tolerance", "--project",
+            "--model", "--kwargs", "--input-size", "--num-classes", "--output-size", "--expect-params", "--tolerance",
+            "--project",
             "--train-steps", "--device", "--require-gpu", "--select", "--ignore", "--timeout", "--format", "--html",
             "--output", "--record",
         },

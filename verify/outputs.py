@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from verify.faults import UnavailableError
+from verify.targets import Target
 
 
 def main_logits(output: Any) -> Tensor:
@@ -53,6 +56,26 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
     if isinstance(output, list | tuple):
         for value in output:
             yield from tensors_of(value)
+
+
+def part_of_model(target: Target, output_size: list[int]) -> Target:
+    """The same module, for which each number of an output of the right shape stands for a logit.
+
+    A hook flattens it, so that the module keeps its class, its names and its place in the source; an output of another
+    shape stays as it is, to be reported.
+    """
+    size = tuple(output_size)
+
+    def flatten(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        is_right = isinstance(output, Tensor) and tuple(output.shape[1:]) == size
+        return output.flatten(1) if is_right else output
+
+    def build() -> nn.Module:
+        module = target.build()
+        module.register_forward_hook(flatten)
+        return module
+
+    return replace(target, build=build, num_classes=math.prod(size))
 
 
 def sum_of_losses(outputs: list[Tensor], labels: Tensor) -> Tensor:

@@ -147,6 +147,7 @@ class Spec:
         kwargs: keyword arguments of the model's constructor.
         input_size: shape of one input, (C, H, W). Found out by trial when it is not given.
         num_classes: number of logits; handed to the constructor if it takes an argument of this name.
+        output_size: shape of one output, (C, H, W) or (tokens, features), of a part of a model, which has no logits.
         expect_params: number of parameters, `86M` or `86567656`; see `parse_param_count`.
         tolerance: `1%` or a number of parameters.
         frozen: patterns (`backbone.*`) of parameters that are frozen on purpose.
@@ -165,6 +166,7 @@ class Spec:
     kwargs: dict[str, Any] = field(default_factory=dict)
     input_size: list[int] | None = None
     num_classes: int | None = None
+    output_size: list[int] | None = None
     expect_params: str | int | None = None
     tolerance: str | int | None = None
     frozen: list[str] = field(default_factory=list)
@@ -177,8 +179,12 @@ class Spec:
     like_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.input_size is not None and (not self.input_size or any(size < 1 for size in self.input_size)):
-            raise SpecError(f"input_size {self.input_size} must be positive numbers such as 3,224,224")
+        for key in ("input_size", "output_size"):
+            sizes = getattr(self, key)
+            if sizes is not None and (not sizes or any(size < 1 for size in sizes)):
+                raise SpecError(f"{key} {sizes} must be positive numbers such as 3,224,224")
+        if self.output_size is not None and (self.num_classes is not None or self.like):
+            raise SpecError("output_size is for a part of a model, without logits; leave out num_classes and like")
         if self.num_classes is not None and self.num_classes < 1:
             raise SpecError(f"num_classes {self.num_classes} must be at least 1")
         if self.train_steps is not None and self.train_steps < 1:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import torch
 
 from verify.faults import ModelExitedError, ModelRaisedError, UnavailableError
+from verify.outputs import part_of_model
 from verify.probe import ModelProbe
 from verify.report import Check, Finding, Status
 from verify.rules import SHAPE_RULES, Rule, rules_named
@@ -74,6 +75,8 @@ def _run(request: dict[str, Any], events: TextIO, output: CountingOutput) -> Non
     expect = request["spec"]["expect"]
     spec = Spec(**{**request["spec"], "training": None, "expect": ExpectSpec(**expect) if expect else None})
     target = resolve(spec.model, spec.kwargs, spec.num_classes, Path(request["folder"]))
+    if spec.output_size:
+        target = part_of_model(target, spec.output_size)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     rules = rules_named(request["rules"])

@@ -108,6 +108,7 @@ FAMILIES = {
 
 _ORDER = tuple(FAMILIES)
 
+NO_LOGITS = "a part of a model has no logits"
 # Shapes and counts, which need no numbers.
 SHAPE_RULES = ("MOD101", "MOD102", "MOD103")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from verify.faults import BUILD_RULE, ModelRaisedError
 from verify.report import Finding, Status, plural, shortlist
-from verify.rules import rule
+from verify.rules import NO_LOGITS, rule
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -39,7 +39,7 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
     Found by: running the model in eval mode on batches of 1, 2 and 5, on the meta device where that works. A pass that
     raises on the GPU alone is reported here, and the other rules then look at the model on the CPU.
     Not an error: auxiliary heads; the first tensor, or the one called `logits` or `out`, is judged. Of an encoder that
-    timm lists without classes, only the batch is.
+    timm lists without classes, only the batch is; of a block or another part, the shape that `--output-size` gives.
 
     Wrong: `return self.head(x).squeeze()`
     Right: `return self.head(x.flatten(1))`
@@ -78,18 +78,21 @@ def output_shape(probe: ModelProbe) -> Iterator[Finding]:
     classes = probe.spec.num_classes or probe.target.num_classes
     second = shapes[SHAPE_BATCHES[1]]
     wanted = classes or (second[1] if len(second) == 2 else None)
+    part = probe.spec.output_size
     for batch, shape in shapes.items():
         if shape != (batch, wanted):
             yield Finding(
                 measured=str(shape),
-                expected=f"({batch}, {wanted or 'classes'})",
+                expected=str((batch, *part)) if part else f"({batch}, {wanted or 'classes'})",
                 message=f"at batch {batch} the output has the wrong shape",
                 location=probe.describe(probe.model, ""),
-                hint=_shape_hint(batch, shape, wanted),
+                hint="" if part else _shape_hint(batch, shape, wanted),
             )
             return
-    measured = ", ".join(f"{(b, *size)} -> {s}" for b, s in shapes.items() if b == SHAPE_BATCHES[1])
-    yield Finding(status=Status.PASS, measured=measured, expected=f"(batch, {wanted})")
+    batch = SHAPE_BATCHES[1]
+    output = (batch, *part) if part else shapes[batch]
+    expected = f"(batch, {', '.join(map(str, output[1:]))})"
+    yield Finding(status=Status.PASS, measured=f"{(batch, *size)} -> {output}", expected=expected)
 
 
 def _shape_hint(batch: int, shape: tuple[int, ...], classes: int | None) -> str:
@@ -295,11 +298,15 @@ def output_is_probability(probe: ModelProbe) -> Iterator[Finding]:
     ln(e + C - 1) - 1 (1.46 for 10 classes), gradients shrink and accuracy stalls. The initial loss looks right all
     the same.
     Found by: rows of the output in train mode that are non-negative and sum to 1.
-    Not an error: log-softmax, which cross entropy leaves as it is; a softmax that only eval mode applies.
+    Not an error: log-softmax, which cross entropy leaves as it is; a softmax that only eval mode applies; what a block
+    or another part returns (`--output-size`).
 
     Wrong: `return self.head(x).softmax(dim=1)`
     Right: `return self.head(x)`
     """
+    if probe.spec.output_size:
+        yield Finding(status=Status.SKIP, message=NO_LOGITS)
+        return
     logits = probe.rehearsal.first_logits
     if logits.shape[1] < 2 or probe.rehearsal.non_finite == "loss at step 1":
         yield Finding(status=Status.SKIP, message="needs two or more finite logits")

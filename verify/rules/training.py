@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from verify.report import Finding, Status
-from verify.rules import rule
+from verify.rules import NO_LOGITS, rule
 
 if TYPE_CHECKING:
     from verify.probe import ModelProbe
@@ -30,6 +30,9 @@ def initial_loss(probe: ModelProbe) -> Iterator[Finding]:
     Not an error: a factor of 2 either way. A softmax too many is invisible here (see MOD110).
     References: Karpathy 2019, "A Recipe for Training Neural Networks": verify loss at init.
     """
+    if probe.spec.output_size:
+        yield Finding(status=Status.SKIP, message=NO_LOGITS)
+        return
     expected = math.log(max(probe.num_classes, 2))
     measured = probe.rehearsal.initial_loss
     low, high = (factor * expected for factor in INITIAL_LOSS_RANGE)
@@ -60,6 +63,9 @@ def overfit_small_batch(probe: ModelProbe) -> Iterator[Finding]:
     `--train-steps` take all of them.
     References: Karpathy 2019, "A Recipe for Training Neural Networks": overfit one batch.
     """
+    if probe.spec.output_size:
+        yield Finding(status=Status.SKIP, message=NO_LOGITS)
+        return
     run = probe.rehearsal
     steps = len(run.losses)
     progress = (

@@ -1,0 +1,109 @@
+"""The real client in an environment of its own: nothing of the user's is read, and nothing but loopback is reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .stub import Stub
+
+VERSION = "2.1.330"
+TIMEOUT = 120
+
+
+@dataclass
+class Outcome:
+    """What came of a call of the client.
+
+    Args:
+        code: its exit code.
+        events: its output, an event a line.
+        stderr: its other output.
+        debug: its log.
+    """
+
+    code: int
+    events: list[dict[str, Any]] = field(default_factory=list)
+    stderr: str = ""
+    debug: str = ""
+
+    @property
+    def init(self) -> dict[str, Any]:
+        """The event that lists commands, skills and agents."""
+        return next(event for event in self.events if event.get("subtype") == "init")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The last event."""
+        return next(event for event in self.events if event.get("type") == "result")
+
+
+class Client:
+    """The client with a home of its own.
+
+    Args:
+        binary: the program.
+        home: an empty folder outside of every project.
+    """
+
+    def __init__(self, binary: Path, home: Path) -> None:
+        self.binary, self.home = binary, home
+        self.config = home / "config"
+        self.config.mkdir(parents=True)
+
+    def environment(self, url: str, extra: dict[str, str] | None = None) -> dict[str, str]:
+        """A clean environment; the key is a dummy."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.home),
+            "XDG_CACHE_HOME": str(self.home / "cache"),
+            "CLAUDE_CONFIG_DIR": str(self.config),
+            "ANTHROPIC_BASE_URL": url,
+            "ANTHROPIC_API_KEY": "dummy",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_TELEMETRY": "1",
+            "DISABLE_ERROR_REPORTING": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            "CLAUDE_CODE_MAX_RETRIES": "0",
+            "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
+            "LANG": "C.UTF-8",
+            **(extra or {}),
+        }
+
+    def trust(self, project: Path, *, trusted: bool) -> None:
+        """Answer the question whether the folder is trusted."""
+        projects = {str(project): {"hasTrustDialogAccepted": trusted}}
+        answers = {"hasCompletedOnboarding": True, "theme": "dark", "projects": projects}
+        (self.config / ".claude.json").write_text(json.dumps(answers))
+
+    def ask(
+        self,
+        prompt: str,
+        project: Path,
+        stub: Stub,
+        *options: str,
+        trusted: bool = True,
+        extra: dict[str, str] | None = None,
+    ) -> Outcome:
+        """Give the client a prompt in a project, without a terminal."""
+        self.trust(project, trusted=trusted)
+        log = self.home / "debug.log"
+        command = [str(self.binary), "-p", prompt, "--output-format", "stream-json", "--verbose"]
+        command += ["--permission-mode", "default", "--setting-sources", "project", "--strict-mcp-config"]
+        command += ["--mcp-config", '{"mcpServers":{}}', "--no-session-persistence", "--debug-file", str(log), *options]
+        run = subprocess.run(
+            command,
+            cwd=project,
+            env=self.environment(stub.url, extra),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        events = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+        return Outcome(run.returncode, events, run.stderr, log.read_text() if log.exists() else "")
