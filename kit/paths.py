@@ -14,6 +14,11 @@ def template_dir() -> Path:
     return _find("templates/pytorch_project")
 
 
+def project_files() -> Path:
+    """Return the files of a project as the template has them, unrendered."""
+    return template_dir() / "template"
+
+
 def commands_dir() -> Path:
     """Return the folder of slash commands, one Markdown file each."""
     return _find("commands", in_checkout=".claude/commands")

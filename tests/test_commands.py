@@ -1,8 +1,4 @@
-"""The slash commands, the settings of Claude Code, and the script that starts training outside the session.
-
-`problems` knows what makes the client drop, abort or misread a command file; each of its rules is tried on a file that
-breaks it.
-"""
+"""The slash commands, the settings of Claude Code, and the script that starts training outside the session."""
 
 import contextlib
 import fnmatch
@@ -19,85 +15,45 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kit.claude.doctor import command_problems
 from kit.paths import commands_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = ROOT / "templates" / "pytorch_project" / "template"
 COMMANDS = sorted(commands_dir().glob("*.md"))
 
-KNOWN_KEYS = {
-    "description",
-    "when_to_use",
-    "argument-hint",
-    "arguments",
-    "disable-model-invocation",
-    "user-invocable",
-    "allowed-tools",
-    "disallowed-tools",
-    "model",
-    "effort",
-    "context",
-    "agent",
-    "background",
-    "hooks",
-    "shell",
-    "metadata",
-    "license",
-    "compatibility",
+CHECKS = {
+    "Bash(kit facts *)",
+    "Bash(kit verify *)",
+    "Bash(kit watch *)",
+    "Bash(kit explain *)",
+    "Bash(python -m pytest *)",
 }
-# Built-in commands and bundled skills of the client: a file of such a name is shadowed or shadows.
-RESERVED = """
-    agents batch claude-api clear code-review color compact config context dataviz debug deep-research doctor effort
-    export fast fewer-permission-prompts focus goal init insights list-agents loop mcp model output-style plan recap
-    rename review run run-skill-generator security-review simplify team-onboarding update-config usage verify
-    workflow-authoring
-"""
-INJECTED = re.compile(r"(?:^|\s)!`([^`]+)`", re.MULTILINE)
 
 
 def problems(name: str, text: str) -> Iterator[str]:
-    """What the client, or its user, would stumble over in a command file."""
-    if name in RESERVED.split():
-        yield "reserved name"
+    """What the client, or its user, would stumble over in a command of ours."""
     if text.count("\n") >= 120:
         yield "too long"
-    _, head, body = text.split("---\n", 2)
-    try:
-        front = yaml.safe_load(head)
-    except yaml.YAMLError:
-        yield "broken frontmatter"
-        return
-    if unknown := set(front) - KNOWN_KEYS:
-        yield f"unknown keys {sorted(unknown)}"
-    if not 40 <= len(front.get("description", "")) <= 1536:
-        yield "description too short or too long"
-    if "argument-hint" in front and not re.search(r'^argument-hint: ".*"$', head, re.MULTILINE):
-        yield "argument-hint not quoted"
-    if re.search(r"(?<!\\)\$\d", body):
-        yield "positional argument: counts from 0"
-    if "argument-hint" in front and "$ARGUMENTS" not in body:
-        yield "arguments never used"
-    allowed = front.get("allowed-tools", [])
-    if body.count("!`") != len(INJECTED.findall(body)):
-        yield "an exclamation mark before a backtick that is no injection"
-    for line in INJECTED.findall(body):
-        if not line.endswith("|| true"):
-            yield f"would abort the command: {line}"
-        yield from (f"no rule allows: {part}" for part in parts(line) if not is_allowed(part, allowed))
-    for line in re.findall(r"^ {4,}((?:python|kit) .*)$", body, re.MULTILINE):
-        if not is_allowed(line, allowed):
-            yield f"no rule allows: {line}"
+    yield from command_problems(name, text)
 
 
-def parts(line: str) -> list[str]:
-    """The commands of a shell line; the client wants a rule for each."""
-    return [part.strip() for part in re.split(r"\|\||&&|[|;]", line) if part.strip() != "true"]
-
-
-def is_allowed(command: str, rules: list[str]) -> bool:
-    """Whether a `Bash(...)` rule covers a command. `ls *` also covers the bare `ls`."""
-    patterns = [rule[len("Bash(") : -1] for rule in rules if rule.startswith("Bash(")]
-    return any(fnmatch.fnmatchcase(command, p) or command == p.removesuffix(" *") for p in patterns)
+def missing(text: str) -> Iterator[str]:
+    """What a command needs so that it ends in evidence, and this one does not have."""
+    lines = re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE)
+    if not any(line.startswith(("kit verify", "kit watch")) for line in lines) and "`kit verify`" not in text:
+        yield "no check"
+    yield from (
+        f"exit code {n} is not spoken of"
+        for n in (0, 1, 2)
+        if not re.search(rf"([Ee]xit|code)\w* {n}|^ *{n}: ", text, re.M)
+    )
+    _, _, report = text.partition("## Report")
+    if not report:
+        yield "no report"
+    yield from (
+        f"the report has no {label}" for label in ("Result:", "Open:", "Next:") if report and label not in report
+    )
 
 
 GOOD = """---
@@ -111,6 +67,19 @@ Options: `$ARGUMENTS`. Runs: !`ls -1t runs || true`
 
     python train.py OPTIONS
 """
+GOOD_STEP = """
+    kit verify
+
+Exit 0: it holds. Exit 1: mend it. Exit 2: say why.
+
+## Report
+
+    Result: done
+    Open: nothing
+    Next: /train
+"""
+PROMPTS = yaml.safe_load((ROOT / "tests" / "claude" / "prompts.yaml").read_text())
+PROMPTS = [prompt for document in PROMPTS.values() for prompt in document]
 
 
 class TestCommands:
@@ -118,8 +87,9 @@ class TestCommands:
     def test_has_no_problems(self, path: Path) -> None:
         assert list(problems(path.stem, path.read_text())) == []
 
-    def test_train_and_evaluate_are_there(self) -> None:
-        assert {"train", "evaluate"} <= {path.stem for path in COMMANDS}
+    def test_all_are_linked(self) -> None:
+        files = {path.stem for path in (PROJECT / ".claude" / "commands").glob("*.md")}
+        assert files == {path.stem for path in COMMANDS}
 
     @pytest.mark.parametrize(
         ("old", "new", "problem"),
@@ -130,11 +100,11 @@ class TestCommands:
             (
                 "description: Trains the model and reports what the run proves. Use to train.",
                 "description: Trains.",
-                "desc",
+                "its description has 7 characters",
             ),
             ("`$ARGUMENTS`", "`$ARGUMENTS`, seed $1", "positional argument"),
             ("`$ARGUMENTS`", "none", "arguments never used"),
-            (" || true", "", "would abort the command: ls -1t runs"),
+            (" || true", "", "would abort the command when it fails: ls -1t runs"),
             ("  - Bash(ls *)\n", "", "no rule allows: ls -1t runs"),
             ("ls -1t runs ||", "ls -1t runs | head -n 1 ||", "no rule allows: head -n 1"),
             ("  - Bash(python train.py *)\n", "", "no rule allows: python train.py OPTIONS"),
@@ -149,13 +119,32 @@ class TestCommands:
         assert any(text.startswith(problem) for text in found), found
 
     def test_reserved_name_is_found(self) -> None:
-        assert list(problems("review", GOOD)) == ["reserved name"]
+        assert list(problems("review", GOOD)) == [
+            "/review is a command of the client's own: give the file another name"
+        ]
 
-    @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
-    def test_claims_verified_only_after_exit_0(self, path: Path) -> None:
-        text = path.read_text()
+    @pytest.mark.parametrize("name", ["train", "evaluate"])
+    def test_claims_verified_only_after_exit_0(self, name: str) -> None:
+        text = (PROJECT / ".claude" / "commands" / f"{name}.md").read_text()
         assert '| "verified" | `kit verify` exited 0' in text
         assert "not verified: kit is not installed" in text
+
+    @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+    def test_names_a_check_its_exit_codes_and_a_report(self, path: Path) -> None:
+        assert list(missing(path.read_text())) == []
+
+    @pytest.mark.parametrize(
+        ("old", "new", "problem"),
+        [
+            ("    kit verify\n", "", "no check"),
+            ("Exit 2", "Otherwise", "exit code 2 is not spoken of"),
+            ("## Report", "## Finally", "no report"),
+            ("Next:", "Then:", "the report has no Next:"),
+        ],
+    )
+    def test_what_is_missing_is_found(self, old: str, new: str, problem: str) -> None:
+        assert list(missing(GOOD_STEP)) == []
+        assert problem in list(missing(GOOD_STEP.replace(old, new)))
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -173,6 +162,30 @@ class TestCommands:
 def denials(ignore: list[str]) -> list[str]:
     """What `.clauderc` means by `ignore`, as the client understands it: anchored at the project, not at the shell."""
     return [f"Read(/{pattern})" for pattern in ignore]
+
+
+class TestPrompts:
+    """Every prompt of the documents that the kit grew from has a command that asks for all of it, and a check."""
+
+    def test_all_are_there(self) -> None:
+        assert len(PROMPTS) == 54
+        assert len({prompt["where"] for prompt in PROMPTS}) == 54
+
+    @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt["where"])
+    def test_command_has_the_facts_of_the_prompt(self, prompt: dict) -> None:
+        text = " ".join((PROJECT / ".claude" / "commands" / f"{prompt['command']}.md").read_text().split())
+        assert [fact for fact in prompt["facts"] if fact not in text] == []
+
+    def test_table_in_the_docs_has_every_prompt_and_every_command(self) -> None:
+        table = (ROOT / "docs" / "commands.md").read_text()
+        rows = re.findall(r"^\| (.+?) \| `/(\S+)` \| (.+) \|$", table, re.MULTILINE)
+        assert {(prompt["where"], prompt["command"]) for prompt in PROMPTS} <= {row[:2] for row in rows}
+        assert {command for _, command, _ in rows} == {path.stem for path in COMMANDS}
+        assert all(check.strip(" -") for _, _, check in rows)
+
+    def test_page_is_what_the_commands_say(self) -> None:
+        script = ROOT / "docs" / "make_commands.py"
+        assert subprocess.run([sys.executable, str(script), "--check"]).returncode == 0, "run `make docs`"
 
 
 class TestSettings:
@@ -210,7 +223,8 @@ class TestSettings:
         allow = json.loads((PROJECT / ".claude" / "settings.json").read_text())["permissions"]["allow"]
         for path in (PROJECT / ".claude" / "commands").glob("*.md"):
             rules = yaml.safe_load(path.read_text().split("---\n")[1])["allowed-tools"]
-            assert {rule for rule in rules if rule.startswith("Bash(")} <= set(allow)
+            named = {rule for rule in rules if rule.startswith("Bash(")}
+            assert (named if path.stem in ("train", "evaluate") else named & CHECKS) <= set(allow)
 
 
 FAKE_TRAIN = """

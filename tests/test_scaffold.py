@@ -129,6 +129,8 @@ class TestRendered:
         for model in CHOICES["model"]:
             own = {f"models/{model}.py", f"tests/test_{model}.py"}
             assert names & own == (own if model == answers["model"] else set())
+            commands = {name for name in names if name.startswith(f".claude/commands/{model}")}
+            assert bool(commands) == (model == answers["model"])
         presets = {name for name in names if name.startswith("presets/")}
         assert presets == ({f"presets/{answers['model']}_paper.yaml"} if answers["model"] != "cnn" else set())
 

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kit.claude.doctor import TESTED
+
 from .stub import Stub
 
-VERSION = "2.1.330"
+VERSION = TESTED
 TIMEOUT = 120
 
 
@@ -107,3 +109,58 @@ class Client:
         )
         events = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
         return Outcome(run.returncode, events, run.stderr, log.read_text() if log.exists() else "")
+
+    def commands(self, project: Path) -> list[dict[str, Any]]:
+        """All commands, as an editor is told of them; nothing is asked of any service."""
+        self.trust(project, trusted=True)
+        command = [
+            str(self.binary),
+            "-p",
+            "--input-format",
+            "stream-json",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+        ]
+        request = {"type": "control_request", "request_id": "1", "request": {"subtype": "initialize"}}
+        run = subprocess.run(
+            [*command, "--setting-sources", "project"],
+            cwd=project,
+            env=self.environment("http://127.0.0.1:9"),
+            input=json.dumps(request) + "\n",
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        answers = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+        answer = next(answer for answer in answers if answer.get("type") == "control_response")
+        return answer["response"]["response"]["commands"]
+
+    def converse(
+        self, prompts: list[str], project: Path, stub: Stub, *options: str, extra: dict[str, str] | None = None
+    ) -> Outcome:
+        """Give the client one prompt after the other, in one session."""
+        self.trust(project, trusted=True)
+        messages = [{"type": "user", "message": {"role": "user", "content": prompt}} for prompt in prompts]
+        command = [
+            str(self.binary),
+            "-p",
+            "--input-format",
+            "stream-json",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+        ]
+        command += ["--permission-mode", "default", "--setting-sources", "project", "--strict-mcp-config"]
+        command += ["--mcp-config", '{"mcpServers":{}}', "--no-session-persistence", *options]
+        run = subprocess.run(
+            command,
+            cwd=project,
+            env=self.environment(stub.url, extra),
+            input="".join(json.dumps(message) + "\n" for message in messages),
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        events = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+        return Outcome(run.returncode, events, run.stderr)

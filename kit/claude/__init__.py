@@ -1,0 +1,1 @@
+"""What the kit adds to a project for Claude Code: commands, settings compiled from `.clauderc`, and their removal."""
