@@ -148,6 +148,21 @@ def doctor(
     raise typer.Exit(int(any(finding.is_bad for finding in findings)))
 
 
+@app.command(hidden=True)
+def hook(name: Annotated[str, typer.Argument(help="start, guard, edit or stop.")]) -> None:
+    """Answer an event of Claude Code; what `kit init` writes into settings.json."""
+    from kit.claude.hooks import BLOCKED, HOOKS, run_hook
+
+    if name not in HOOKS:
+        raise fail(f"no hook is called {name!r}; name one of {', '.join(HOOKS)}")
+    try:
+        code = run_hook(name)
+    except Exception as error:  # whatever it is: a guard that breaks must not let anything through
+        typer.echo(f"kit hook {name}: {type(error).__name__}: {error}", err=True)
+        code = BLOCKED
+    raise typer.Exit(code)
+
+
 @app.command()
 def facts(
     project: Annotated[Path, typer.Argument(help="Folder of a project, ours or not.")] = Path(),
@@ -261,8 +276,14 @@ def verify(
 
         spec.select = list(SHAPE_RULES)
     seen = _read_record(record) if record else None
+    is_acceptance = not (model or select or ignore or quick or summary or declared.get("select"))
     limits = {"profile": _profile(quick, full), "timeout": timeout, "summary": summary}
-    raise typer.Exit(_verify(spec, folder, device, require_gpu, limits, Outputs(format_, output, html), seen))
+    code = _verify(spec, folder, device, require_gpu, limits, Outputs(format_, output, html), seen)
+    if code == 0 and is_acceptance and os.environ.get("CLAUDECODE"):
+        from kit.claude.state import accept
+
+        accept(folder.resolve())  # so that the hook that ends a session need not check the same code again
+    raise typer.Exit(code)
 
 
 def _profile(quick: bool, full: bool) -> Any:

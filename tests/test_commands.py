@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kit.claude.clauderc import read_clauderc
 from kit.claude.doctor import command_problems
+from kit.claude.hooks import entries
 from kit.paths import commands_dir
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,11 +161,6 @@ class TestCommands:
             assert option in usage.stdout
 
 
-def denials(ignore: list[str]) -> list[str]:
-    """What `.clauderc` means by `ignore`, as the client understands it: anchored at the project, not at the shell."""
-    return [f"Read(/{pattern})" for pattern in ignore]
-
-
 class TestPrompts:
     """Every prompt of the documents that the kit grew from has a command that asks for all of it, and a check."""
 
@@ -196,8 +193,12 @@ class TestSettings:
     def test_deny_what_clauderc_ignores(self, home: Path) -> None:
         rc = json.loads((home / ".clauderc").read_text())
         settings = json.loads((home / ".claude" / "settings.json").read_text())
-        assert settings["permissions"]["deny"] == denials(rc["ignore"])
+        assert settings["permissions"]["deny"] == read_clauderc(home / ".clauderc").denials()
         assert len(rc["ignore"]) > 3
+
+    def test_hooks_are_those_of_kit_init(self) -> None:
+        settings = json.loads((PROJECT / ".claude" / "settings.json").read_text())
+        assert settings["hooks"] == entries()
 
     def test_claude_md_imports_what_clauderc_always_includes(self, home: Path) -> None:
         rc = json.loads((home / ".clauderc").read_text())

@@ -30,8 +30,9 @@ def snapshot(project: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small project that has nothing to do with the kit."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "theirs"
     (folder / ".claude" / "commands").mkdir(parents=True)
     (folder / "data" / "raw").mkdir(parents=True)
@@ -60,6 +61,8 @@ class TestInit:
         assert memory.startswith(THEIR_MEMORY)
         assert memory.count("@README.md") == 1
         assert "data/raw/**" in (project / ".gitignore").read_text()
+        assert (project / ".claude" / "skills" / "kit-evidence" / "SKILL.md").is_file()
+        assert (project / ".claude" / "agents" / "kit-data-auditor.md").is_file()
 
     def test_a_command_of_theirs_stays_and_is_named(self, project: Path) -> None:
         result = kit("init", cwd=project)
@@ -259,6 +262,16 @@ class TestDoctor:
             1 if level == "fail" else kit("doctor", cwd=healthy).returncode
         )
 
+    def test_runs_the_hooks_once(self, healthy: Path) -> None:
+        assert any("4 ran once each" in line for line in findings(healthy)["ok"])
+        settings = json.loads((healthy / ".claude" / "settings.json").read_text())
+        settings["hooks"]["PreToolUse"][0]["hooks"][0]["command"] = "echo hello && true kit hook guard"
+        settings["hooks"]["Stop"][0]["hooks"][0]["command"] = "kit hook stopp"
+        (healthy / ".claude" / "settings.json").write_text(json.dumps(settings))
+        failed = findings(healthy)["fail"]
+        assert "kit hook guard: prints what is no JSON: 'hello\\n'" in failed
+        assert any(line.startswith("kit hook stopp: ends with 2: kit: no hook is called 'stopp'") for line in failed)
+
     def test_a_missing_kit_is_said(self, healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "/nowhere")
         assert any("not on the path, so no command finds it" in line for line in findings(healthy)["fail"])
@@ -274,7 +287,8 @@ def test_manifest_is_the_only_new_file_that_is_not_for_the_client(project: Path)
     before = snapshot(project)
     plan_init(project).carry_out()
     new = {path for path in snapshot(project) if path not in before}
-    assert {path for path in new if not path.startswith(".claude/commands/")} == {
+    folders = (".claude/commands/", ".claude/skills", ".claude/agents")
+    assert {path for path in new if not path.startswith(folders)} == {
         MANIFEST,
         ".clauderc",
         ".gitignore",

@@ -522,11 +522,14 @@ class TestPaths:
         assert paths.template_dir() == tmp_path / "kit" / "bundled" / "templates" / "pytorch_project"
         assert paths.commands_dir() == tmp_path / "kit" / "bundled" / "commands"
 
-    def test_links_lead_to_the_template(self) -> None:
-        commands = TEMPLATE / "template" / ".claude" / "commands"
-        links = {path.name: path for path in (ROOT / ".claude" / "commands").iterdir()}
-        assert sorted(links) == sorted(path.name for path in commands.iterdir())
+    @pytest.mark.parametrize("kind", ["commands", "skills", "agents"])
+    def test_links_lead_to_the_template(self, kind: str) -> None:
+        originals = TEMPLATE / "template" / ".claude" / kind
+        links = {path.name: path for path in (ROOT / ".claude" / kind).iterdir()}
+        assert sorted(links) == sorted(path.name for path in originals.iterdir())
         for name, link in links.items():
             assert not link.readlink().is_absolute()
-            assert link.resolve() == commands / name
+            assert link.resolve() == originals / name
+
+    def test_templates_are_linked(self) -> None:
         assert (ROOT / ".claude" / "templates" / "pytorch_project").resolve() == TEMPLATE

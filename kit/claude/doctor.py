@@ -7,11 +7,14 @@ skipped, a `.claudeignore` is never read. Each of these is a finding here, with 
 from __future__ import annotations
 
 import fnmatch
+import json
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +75,7 @@ def examine(project: Path) -> Iterator[Finding]:
     """Everything that can be found out without starting a session."""
     yield from _programs(project)
     yield from _settings(project)
+    yield from _hooks(project)
     yield from _clauderc(project)
     yield from _unread_files(project)
     yield from _commands(project)
@@ -206,6 +210,40 @@ def _settings_problems(settings: dict[str, Any]) -> Iterator[tuple[Level, str]]:
                     "fail",
                     f"hooks.{event}: a matcher must be a text such as Edit|Write: the client ignores the whole file",
                 )
+
+
+def _hooks(project: Path) -> Iterator[Finding]:
+    """Run each hook of the kit's once, with an event that asks for nothing."""
+    try:
+        hooks = read_json(project / ".claude" / "settings.json").get("hooks", {})
+        commands = [h["command"] for entries in hooks.values() for entry in entries for h in entry["hooks"]]
+    except (FileNotFoundError, ClaudeError, AttributeError, KeyError, TypeError):
+        return
+    event = {"session_id": "doctor", "tool_name": "Read", "tool_input": {}, "cwd": str(project)}
+    ours = [command for command in commands if "kit hook " in command]
+    bad = 0
+    for command in ours:
+        name = command.split("kit hook ")[1].split()[0]
+        problem = _hook_problem(command, json.dumps(event), project)
+        bad += bool(problem)
+        if problem:
+            yield Finding("fail", f"kit hook {name}", problem)
+    if ours and not bad:
+        yield Finding("ok", "hooks", f"{len(ours)} ran once each")
+
+
+def _hook_problem(command: str, event: str, project: Path) -> str:
+    environment = os.environ | {"CLAUDE_PROJECT_DIR": str(project)}
+    run = partial(subprocess.run, input=event, cwd=project, env=environment, capture_output=True, text=True)
+    try:
+        result = run(["sh", "-c", command], timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not run: {error}"
+    if result.returncode or result.stderr.strip():
+        return f"ends with {result.returncode}: {result.stderr.strip() or 'without a word'}"
+    if result.stdout.strip() and not result.stdout.startswith("{"):
+        return f"prints what is no JSON: {result.stdout[:60]!r}"
+    return ""
 
 
 def _clauderc(project: Path) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ import yaml
 
 from kit import __version__
 from kit.claude.clauderc import FILE, ClaudeError, ClaudeRc, read_clauderc, read_json, remarks
+from kit.claude.hooks import entries
 from kit.claude.merge import CLAUDE_BLOCK, GIT_BLOCK, Ours, check_settings, put_settings, take_settings
 from kit.paths import project_files
 
@@ -137,7 +138,7 @@ def plan_init(project: Path, workflows: list[str] | None = None) -> Plan:
     changes = list(_own_changes(project, before, wanted, manifest))
     rc_text = wanted.get(FILE)
     rc = read_clauderc(project / FILE) if rc_text is None else ClaudeRc(**_default_rc(project))
-    ours = Ours(allow=_allowed(wanted), deny=rc.denials())
+    ours = Ours(allow=_allowed(wanted), deny=rc.denials(), hooks=entries())
     changes += [_shared_change(project, path, before, manifest, rc, ours) for path in SHARED]
     return Plan(project, changes, manifest, list(remarks(rc, project)))
 
@@ -179,6 +180,8 @@ def _own_files(project: Path, workflows: list[str] | None) -> Iterator[tuple[str
         is_general = family not in WORKFLOWS
         if workflows is None or is_general or family in workflows:
             yield f".claude/commands/{path.name}", path.read_text(encoding="utf-8")
+    for path in sorted([*files.glob(".claude/skills/*/SKILL.md"), *files.glob(".claude/agents/*.md")]):
+        yield path.relative_to(files).as_posix(), path.read_text(encoding="utf-8")
     yield STARTER, (files / STARTER).read_text(encoding="utf-8")
     if not (project / FILE).exists():
         yield FILE, json.dumps(_rc_as_json(_default_rc(project)), indent=2) + "\n"

@@ -110,6 +110,12 @@ class Client:
         events = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
         return Outcome(run.returncode, events, run.stderr, log.read_text() if log.exists() else "")
 
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command of the client's that asks nothing of any service."""
+        command = [str(self.binary), *arguments]
+        environment = self.environment("http://127.0.0.1:9")
+        return subprocess.run(command, cwd=self.home, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+
     def commands(self, project: Path) -> list[dict[str, Any]]:
         """All commands, as an editor is told of them; nothing is asked of any service."""
         self.trust(project, trusted=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kit import __version__
+from kit.claude.hooks import entries
 from kit.claude.init import plan_init
 from tests.claude.client import TIMEOUT, VERSION, Client
-from tests.claude.conftest import COMMANDS
+from tests.claude.conftest import COMMANDS, ROOT
 from tests.claude.stub import Call, Stub, bash
 
+PLUGIN = COMMANDS.parent
 NAMES = sorted(path.stem for path in COMMANDS.glob("*.md"))
 MARK = "facts of the project"
 ARGUMENTS = ("", "first", "first 2nd", '"two words" it\\\'s', "$HOME é 10% (a|b)")
@@ -76,6 +80,16 @@ class TestRegistration:
             assert front["description"] in listed[name]["description"]
             assert listed[name]["argumentHint"] == front.get("argument-hint", "")
 
+    def test_skill_and_agents_are_there(self, client: Client, tmp_path: Path) -> None:
+        plan_init(tmp_path).carry_out()
+        with Stub() as stub:
+            outcome = client.ask("hello", tmp_path, stub)
+        assert "kit-evidence" in outcome.init["skills"]
+        agents = {path.stem for path in (PLUGIN / "agents").glob("*.md")}
+        assert len(agents) == 4
+        assert agents <= set(outcome.init["agents"])
+        assert "verify before you train" in json.dumps(stub.conversations[0])
+
     def test_a_broken_head_is_noticed(self, client: Client, project: Path) -> None:
         path = project / ".claude" / "commands" / "resnet-3-model.md"
         path.write_text(path.read_text().replace('description: "', 'description: "Step" "'))
@@ -91,8 +105,43 @@ class TestRegistration:
         request = json.dumps(stub.conversations[0])
         described = [parts_of(name)[0]["description"] for name in NAMES if f"- {name}: " in request]
         assert len(described) >= len(NAMES) - 3  # all but those that the user alone may start
+        heads = [parts_of(path.stem, path.parent)[0] for path in PLUGIN.glob("agents/*.md")]
+        heads += [parts_of("SKILL", path.parent)[0] for path in PLUGIN.glob("skills/*/SKILL.md")]
         listing = "".join(f"- {name}: {parts_of(name)[0]['description']}\n" for name in NAMES)
+        listing += "".join(f"- {head['name']}: {head['description']}\n" for head in heads)
         assert len(listing) / 4 < 4000
+
+
+class TestPlugin:
+    def test_is_valid_strictly(self, client: Client) -> None:
+        for folder in (ROOT, PLUGIN):
+            result = client.run("plugin", "validate", str(folder), "--strict")
+            assert result.returncode == 0, result.stdout
+        assert "pytorch-kit:vit-5-model" in result.stdout
+
+    def test_a_broken_manifest_is_noticed(self, client: Client, tmp_path: Path) -> None:
+        shutil.copytree(PLUGIN, tmp_path / "plugin")
+        manifest = tmp_path / "plugin" / ".claude-plugin" / "plugin.json"
+        manifest.write_text(manifest.read_text().replace('"PreToolUse": [', '"BeforeTool": ['))
+        assert client.run("plugin", "validate", str(tmp_path / "plugin"), "--strict").returncode == 1
+
+    def test_says_what_the_kit_says(self) -> None:
+        manifest = json.loads((PLUGIN / ".claude-plugin" / "plugin.json").read_text())
+        market = json.loads((ROOT / ".claude-plugin" / "marketplace.json").read_text())
+        assert manifest["version"] == __version__
+        assert manifest["hooks"] == entries()
+        assert [(ROOT / plugin["source"]).resolve() for plugin in market["plugins"]] == [PLUGIN]
+        assert market["plugins"][0]["description"] == manifest["description"]
+
+    def test_installs_from_a_checkout_and_works(self, client: Client, tmp_path: Path) -> None:
+        assert client.run("plugin", "marketplace", "add", str(ROOT)).returncode == 0
+        assert client.run("plugin", "install", "pytorch-kit@claude-pytorch-kit").returncode == 0
+        with Stub() as stub:
+            outcome = client.ask(
+                "/pytorch-kit:quick-debug it fails", tmp_path, stub, "--setting-sources", "user,project"
+            )
+        assert "pytorch-kit:train" in outcome.init["slash_commands"]
+        assert "Debug. Message, code, expected behaviour: `it fails`" in stub.prompt
 
 
 class TestExpansion:
@@ -143,6 +192,12 @@ class TestExpansion:
         assert sign in json.dumps(outcome.events)
 
 
+def leak_in(model: Path) -> dict[str, str]:
+    """The edit that makes the samples of a batch depend on each other."""
+    head = "return self.classifier("
+    return {"file_path": str(model), "old_string": head, "new_string": f"x = x - x.mean(0)\n        {head}"}
+
+
 class TestEffects:
     """A scripted agent at work: what the client lets it do."""
 
@@ -166,6 +221,64 @@ class TestEffects:
         assert stub.failed == [False, True]
         assert (project / "models").is_dir(), removed
         assert outcome.result["result"] == "not trained"
+
+    def test_protected_files_are_refused_and_the_reason_comes_back(self, client: Client, project: Path) -> None:
+        before = (project / "evaluate.py").read_text()
+        steps = [
+            Call("Read", {"file_path": str(project / "evaluate.py")}),
+            bash("sed -i s/test/train/ evaluate.py"),
+            Call("Edit", {"file_path": str(project / "evaluate.py"), "old_string": "test", "new_string": "train"}),
+            "done",
+        ]
+        with Stub(steps) as stub:
+            client.ask("/quick-debug x", project, stub, "--allowedTools", "Edit,Bash(sed *)")
+        assert stub.failed == [False, True, True]
+        assert ".clauderc lists evaluate.py under `protect`" in stub.results[1]
+        assert (project / "evaluate.py").read_text() == before
+
+    def test_a_planted_bug_is_reported_after_the_edit_and_before_the_stop(self, client: Client, project: Path) -> None:
+        model = project / "models" / "cnn.py"
+        leak = leak_in(model)
+        back = leak | {"old_string": leak["new_string"], "new_string": leak["old_string"]}
+        steps = [
+            Call("Read", {"file_path": str(model)}),
+            Call("Edit", leak),
+            "done, it works",  # the hook refuses
+            Call("Edit", back),
+            bash("kit verify"),
+            "done, mended",
+        ]
+        with Stub(steps) as stub:
+            outcome = client.ask("/train --set epochs=2", project, stub, "--allowedTools", "Edit")
+        requests = [json.dumps(request["messages"][-1]) for request in stub.conversations]
+        assert "MOD104 sample-leak" in requests[2]  # beside the result of the edit
+        assert "kit verify` exits with 1 on the code as this session leaves it" in requests[3]
+        assert "passed" in stub.results[-1]
+        assert len(requests) == 6
+        assert outcome.result["result"] == "done, mended"
+
+    def test_the_stop_is_refused_once_for_a_reason(self, client: Client, project: Path) -> None:
+        model = project / "models" / "cnn.py"
+        steps = [
+            Call("Read", {"file_path": str(model)}),
+            Call("Edit", leak_in(model)),
+            "done",
+            "it does not hold: MOD104",
+            "never",
+        ]
+        with Stub(steps) as stub:
+            outcome = client.ask("/quick-feature x", project, stub, "--allowedTools", "Edit")
+        assert outcome.result["result"] == "it does not hold: MOD104"
+
+    def test_hooks_are_switched_off_by_one_setting(self, client: Client, project: Path) -> None:
+        (project / ".claude" / "settings.local.json").write_text('{"env": {"KIT_HOOKS": "off"}}')
+        model = project / "models" / "cnn.py"
+        with Stub([Call("Read", {"file_path": str(model)}), Call("Edit", leak_in(model)), "done"]) as stub:
+            outcome = client.ask(
+                "/quick-feature x", project, stub, "--allowedTools", "Edit", "--setting-sources", "project,local"
+            )
+        assert outcome.result["result"] == "done"
+        assert "MOD104" not in json.dumps(stub.requests[-1]["messages"][1:])
 
     def test_settings_of_a_project_hide_data_and_weights(self, client: Client, project: Path) -> None:
         (project / "data" / "raw").mkdir()
