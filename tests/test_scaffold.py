@@ -222,6 +222,16 @@ class TestRendered:
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", CHOICES["model"])
+def test_a_project_passes_kit_watch(model: str, tmp_path: Path) -> None:
+    project = new_project(tmp_path / "proj", model=model, dataset="digits")
+    command = [sys.executable, "-m", "kit", "watch", "--quick", "--", sys.executable, "train.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_default_answers_give_the_committed_files(tmp_path: Path) -> None:
     project = new_project(tmp_path / "proj")
     both = [path.name.removesuffix(".jinja") for path in (TEMPLATE / "template").glob("*.jinja")]

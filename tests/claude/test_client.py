@@ -210,11 +210,16 @@ class TestEffects:
     @pytest.mark.parametrize("trusted", [True, False], ids=["trusted", "untrusted"])
     def test_train_with_its_facts_and_a_check(self, trusted: bool, client: Client, project: Path) -> None:
         (project / "runs" / "cnn-1").mkdir(parents=True)
+        status = {"state": "stopped_early", "epoch": 7, "epochs": 50, "metrics": {"val_accuracy": 0.97531}}
+        (project / "runs" / "cnn-1" / "status.json").write_text(json.dumps(status))
+        config = project / "config.yaml"
+        config.write_text(config.read_text().replace("learning_rate: 0.001", "learning_rate: 0.00321"))
         steps = [bash("kit verify --quick --select MOD101,MOD102,MOD103"), bash("rm -rf models"), "not trained"]
         with Stub(steps) as stub:
             outcome = client.ask("/train --set epochs=2", project, stub, trusted=trusted)
         assert "Options: `--set epochs=2`" in stub.prompt
-        assert "cnn-1" in stub.prompt
+        assert "learning_rate=0.00321" in stub.prompt
+        assert "runs/cnn-1: stopped_early; epoch 7 of 50; val_accuracy 0.9753" in stub.prompt
         assert "Python 3." in stub.prompt
         checked, removed = stub.results
         assert "parameter-count: 1,147,914" in checked

@@ -157,7 +157,8 @@ class BatchLoader:
         split, seed, epoch, first_batch = self.dataset, self.order.seed, self.order.epoch, self.order.first_batch
         for number, (padded, labels, index) in enumerate(self._raw_batches(), start=first_batch):
             generator = seeded_generator(seed, epoch, stream=number + 1)
-            mean, std, share = split.source.mean, split.source.std, self.order.share(number)
+            mean, std = split.source.mean, split.source.std
+            share = self.order.share(number) if self.order.world_size > 1 else None  # None: all of what was fetched
             yield make_batch(padded, index, split.augmentation, mean, std, generator, share), labels
 
     def _raw_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

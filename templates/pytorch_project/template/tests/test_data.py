@@ -64,6 +64,14 @@ def test_only_training_is_augmented(digits):
     assert not torch.equal(*seen)
 
 
+def test_a_smaller_batch_may_come_early(digits):
+    # A tool that looks at a few batches of an epoch takes the last one among them.
+    loader = BatchLoader(digits[0], 100, shuffle=True)
+    fetched = list(loader._fetch)
+    loader._fetch = [fetched[0], fetched[-1]]
+    assert [len(images) for images, _ in loader] == [100, 95]
+
+
 def test_validation_images_are_the_plain_ones(digits):
     _, val = digits
     images = torch.cat([images for images, _ in BatchLoader(val, 64)])
