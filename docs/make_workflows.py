@@ -17,7 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-PAGES = Path(__file__).resolve().parent / "workflows"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "workflows"
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 FILE = re.compile(r"```python (\S+)\n(.*?)```", re.DOTALL)
 OPTIONS = re.compile(r"<!-- kit new: (.*?) -->")
@@ -43,7 +44,8 @@ def output_of(command: str, folder: Path) -> str:
         timeout=SECONDS,
     )
     code = [] if run.returncode == 0 else [f"(exit code {run.returncode})"]
-    lines = [line.rstrip() for line in run.stdout.replace(str(folder), ".").splitlines()]
+    said = run.stdout.replace(str(folder), ".").replace(f"{ROOT}{os.sep}", "")
+    lines = [line.rstrip() for line in said.splitlines()]
     return "\n".join([f"$ {command}", *lines, *code]) + "\n"
 
 

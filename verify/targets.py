@@ -106,7 +106,9 @@ def _reference(name: str, kwargs: dict[str, Any], num_classes: int | None) -> Ta
     module = _execute(folder / reference.file, name)
     classes = num_classes or reference.num_classes
     target = _from_object(name, getattr(module, reference.attribute), kwargs, classes)
-    target.input_size, target.num_classes = reference.input_size, classes
+    side = kwargs.get("image_size")
+    target.input_size = (reference.input_size[0], side, side) if isinstance(side, int) else reference.input_size
+    target.num_classes = classes
     return target
 
 

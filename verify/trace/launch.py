@@ -143,12 +143,19 @@ def watch(
     started = time.monotonic()
     notes: list[str] = []
     fake_cuda, hidden = False, frozenset[str]()
+    with_all: Ended | None = None  # the start that found earlier checkpoints
     with _interruptible(), tempfile.TemporaryDirectory(prefix="kit-watch-", ignore_cleanup_errors=True) as scratch:
         for attempt in range(MOST_ATTEMPTS):
             place = Path(scratch) / str(attempt)
             run = _Run(command, folder, place, cut, fake_cuda=fake_cuda, hidden=hidden)
             ended = run.go(on_line)
             left = cut.timeout - (time.monotonic() - started)
+            if with_all and ended.code and not with_all.code:
+                ended, hidden = with_all, frozenset()
+                notes[-1] = (
+                    "it continues from a file that it cannot do without; rules that count epochs see the rest alone"
+                )
+                break
             if not fake_cuda and _failed_for_cuda(ended):
                 fake_cuda = True
                 notes.append("this machine has no GPU: calls that ask for CUDA were kept on the CPU")
@@ -161,9 +168,9 @@ def watch(
             elif ended.first("heavy"):
                 cut = replace(cut, train_batches=SMALLEST_CUT, eval_batches=SMALLEST_CUT)
                 notes.append("a heavy model: epochs were cut to their first batch and the last one")
-            elif not hidden and (finished := _earlier_checkpoints(ended, folder)):
-                hidden = frozenset(finished)
-                notes.append(f"watched as a new run, without the earlier {', '.join(sorted(finished)[:3])}")
+            elif not hidden and (earlier := _earlier_checkpoints(ended, folder)):
+                hidden, with_all = frozenset(earlier), ended
+                notes.append(f"watched as a new run, without the earlier {', '.join(sorted(earlier)[:3])}")
             else:
                 break
             if left < cut.timeout / 4:
@@ -516,11 +523,27 @@ def _needs_larger_cut(ended: Ended, cut: Cut) -> bool:
 
 
 def _earlier_checkpoints(ended: Ended, folder: Path) -> list[str]:
-    """Files of the project that a run without a training step loaded: it was finished already."""
-    if ended.code or ended.count("step") or ended.count("backward"):
+    """Files of the project from which the run went on instead of beginning, and those beside them.
+
+    A run without a training step was finished already. Others loaded the state of an optimizer before their first step.
+    """
+    loads = [e for e in ended.events if e["kind"] == "load" and e.get("path") and not e["own"]]
+    if ended.count("step") or ended.count("backward"):
+        loads = [e for e in loads if e["step"] == 0 and _holds_optimizer(e["content"])]
+    elif ended.code:
         return []
-    loads = [e["path"] for e in ended.events if e["kind"] == "load" and e.get("path")]
-    return [path for path in dict.fromkeys(loads) if not Path(path).is_absolute() and (folder / path).is_file()]
+    paths = [path for e in loads if not (path := Path(e["path"])).is_absolute() and (folder / path).is_file()]
+    # Without the last one, the script may fall back on another.
+    named = [path for path in paths if path.suffix]
+    beside = [file.relative_to(folder) for path in named for file in (folder / path.parent).glob(f"*{path.suffix}")]
+    return list(dict.fromkeys(map(str, [*paths, *beside])))
+
+
+def _holds_optimizer(content: Any) -> bool:
+    """Whether what a file holds has the state of an optimizer in it."""
+    if not isinstance(content, dict):
+        return False
+    return content.get("kind") == "optimizer" or any(map(_holds_optimizer, (content.get("keys") or {}).values()))
 
 
 def _merge(ended: Ended, command: list[str], notes: list[str], cut: Cut, seconds: float) -> list[dict[str, Any]]:

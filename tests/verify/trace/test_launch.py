@@ -292,3 +292,45 @@ def test_a_heavy_model_gets_shorter_epochs_so_that_more_of_them_are_seen(tmp_pat
     record = watched(tmp_path, text + "train(4)\n", cut=cut)
     assert any("first batch and the last one" in note for note in record.notes)
     assert {one.counts["batches"] for one in record.epochs} == {2}
+
+
+CONTINUES = """
+import os, torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+data = TensorDataset(torch.randn(64, 4), torch.randint(0, 2, (64,)))
+model = nn.Linear(4, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+first = 0
+if {condition}:
+    saved = torch.load("out/last.pt")
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    first = saved["epoch"]
+for epoch in range(first, 6):
+    for x, y in DataLoader(data, batch_size=16, shuffle=True):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    os.makedirs("out", exist_ok=True)
+    state = {{"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}}
+    torch.save(state, "out/last.pt")
+"""
+
+
+@pytest.mark.parametrize("needed", [False, True], ids=["may begin anew", "needs its file"])
+def test_a_project_with_a_checkpoint_is_watched_as_a_new_run(needed: bool, tmp_path: Path):
+    (tmp_path / "train.py").write_text(
+        CONTINUES.format(condition="os.path.exists('out/last.pt')").replace("range(first, 6)", "range(first, 4)")
+    )
+    subprocess.run([sys.executable, "train.py"], cwd=tmp_path, check=True)
+    before = (tmp_path / "out" / "last.pt").read_bytes()
+    condition = "True" if needed else "os.path.exists('out/last.pt')"
+    (tmp_path / "train.py").write_text(CONTINUES.format(condition=condition))
+    record = watch([sys.executable, "train.py"], folder=tmp_path, cut=replace(DEFAULT, resume=False))
+    assert len(record.of("save")) == (2 if needed else 6)
+    note = "a file that it cannot do without" if needed else "watched as a new run, without the earlier out/last.pt"
+    assert any(note in one for one in record.of("run")[0]["notes"])
+    assert (tmp_path / "out" / "last.pt").read_bytes() == before
