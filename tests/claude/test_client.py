@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,6 +193,25 @@ class TestExpansion:
         assert sign in json.dumps(outcome.events)
 
 
+THEIR_SCRIPT = """
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+digits = load_digits()
+data = torch.utils.data.TensorDataset(torch.tensor(digits.data).float() / 16, torch.tensor(digits.target))
+model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10), nn.Softmax(dim=1))
+optimizer = torch.optim.Adam(model.parameters())
+if __name__ == "__main__":
+    for _ in range(3):
+        for x, y in torch.utils.data.DataLoader(data, batch_size=64, shuffle=True):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+"""
+
+
 def leak_in(model: Path) -> dict[str, str]:
     """The edit that makes the samples of a batch depend on each other."""
     head = "return self.classifier("
@@ -324,6 +344,29 @@ class TestEffects:
         assert "text-of docs/c.txt" in requests
         assert "text-of private" not in requests
         assert "text-of weights" not in requests
+
+    def test_a_new_user_in_a_project_of_their_own(self, client: Client, tmp_path: Path) -> None:
+        folder = tmp_path / "theirs"
+        folder.mkdir()
+        (folder / "digits.py").write_text(THEIR_SCRIPT)
+        (folder / "README.md").write_text("# Digits\n")
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        kit = [sys.executable, "-m", "kit", "init", str(folder)]
+        subprocess.run(kit, check=True, capture_output=True)
+        steps = [
+            bash("kit watch --quick -- python digits.py"),
+            bash("kit explain LOS901"),
+            "the loss gets probabilities",
+        ]
+        with Stub(steps) as stub:
+            outcome = client.ask("/debug-not-learning digits.py stuck at 1.5", folder, stub)
+        assert "training     digits.py" in stub.prompt
+        assert "What the user said: `digits.py stuck at 1.5`" in stub.prompt
+        assert "LOS901 softmax-before-cross-entropy  digits.py:13" in stub.results[0]
+        assert "applies a softmax itself" in stub.results[1]
+        assert outcome.result["result"] == "the loss gets probabilities"
+        subprocess.run([*kit, "--remove"], check=True, capture_output=True)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
     def test_a_judging_command_cannot_edit(self, client: Client, project: Path) -> None:
         before = (project / "verify.yaml").read_text()
