@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kit.claude import init
 from kit.claude.clauderc import ClaudeError, read_clauderc
 from kit.claude.doctor import examine
 from kit.claude.init import MANIFEST, plan_init, plan_removal
@@ -89,6 +90,35 @@ class TestInit:
         assert "~ CLAUDE.md" in result.stdout
         assert snapshot(project) == before
 
+    @pytest.mark.parametrize("written", [1, 40, 65, 66])
+    def test_an_interrupted_run_is_taken_up_and_out(
+        self, written: int, project: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = snapshot(project)
+        real, count = init._write, iter(range(1000))
+
+        def write(path: Path, text: str) -> None:
+            if next(count) == written:
+                raise KeyboardInterrupt
+            real(path, text)
+
+        monkeypatch.setattr(init, "_write", write)
+        with pytest.raises(KeyboardInterrupt):
+            plan_init(project).carry_out()
+        monkeypatch.undo()
+        plan_init(project).carry_out()
+        assert (project / "CLAUDE.md").read_text().count(CLAUDE_BLOCK.opening) == 1
+        plan_removal(project).carry_out()
+        assert snapshot(project) == before
+
+    def test_a_lost_manifest_doubles_nothing(self, project: Path) -> None:
+        plan_init(project).carry_out()
+        (project / MANIFEST).unlink()
+        plan_init(project).carry_out()
+        assert (project / "CLAUDE.md").read_text().count(CLAUDE_BLOCK.opening) == 1
+        settings = json.loads((project / ".claude" / "settings.json").read_text())
+        assert settings["permissions"]["allow"].count("Bash(kit verify *)") == 1
+
     def test_again_changes_nothing(self, project: Path) -> None:
         kit("init", cwd=project)
         before = snapshot(project)
@@ -163,6 +193,8 @@ class TestInit:
             (".clauderc", '{"ignore": "data"}', "ignore must be a list of paths"),
             (".clauderc", "ignore: []", ".clauderc:1:1 is not valid JSON"),
             (".claude/kit.json", '{"x": 1}', "is not what `kit init` writes"),
+            (".claude/kit.json", '{"files": {"../out.txt": "0"}}', "is not what `kit init` writes"),
+            (".claude/kit.json", '{"shared": {"net.py": {}}}', "is not what `kit init` writes"),
         ],
     )
     def test_a_broken_file_is_one_line_and_nothing_is_written(

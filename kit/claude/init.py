@@ -103,23 +103,22 @@ class Plan:
             raise ClaudeError(f"cannot write {error.filename}: {error.strerror}") from None
 
     def _carry_out(self) -> None:
-        before = _read_manifest(self.project)
-        made = list(before.folders)
+        folders = _read_manifest(self.project).folders
+        manifest = self.project / MANIFEST
+        if self.manifest is not None:
+            # First, so that what an interrupted run has written is known to the next one.
+            written = [MANIFEST, *(change.path for change in self.changes if change.text is not None)]
+            self.manifest.folders = folders + [f for f in _missing_folders(self.project, written) if f not in folders]
+            _write(manifest, json.dumps(asdict(self.manifest), indent=1, ensure_ascii=False) + "\n")
         for change in self.changes:
             path = self.project / change.path
             if change.action in ("write", "update", "restore") and change.text is not None:
-                made += _make_folders(self.project, path.parent)
                 _write(path, change.text)
             elif change.action in ("delete", "restore"):
                 path.unlink(missing_ok=True)
-        manifest = self.project / MANIFEST
         if self.manifest is None:
             manifest.unlink(missing_ok=True)
-            _remove_empty(self.project, made)
-            return
-        made += _make_folders(self.project, manifest.parent)
-        self.manifest.folders = list(dict.fromkeys(made))
-        _write(manifest, json.dumps(asdict(self.manifest), indent=1, ensure_ascii=False) + "\n")
+            _remove_empty(self.project, folders)
 
 
 def plan_init(project: Path, workflows: list[str] | None = None) -> Plan:
@@ -248,6 +247,8 @@ def _original(project: Path, path: str, before: Manifest) -> str | None:
         return text
     if _digest(text) == known["written"]:
         return known["original"]
+    if text == known["original"]:  # an interrupted run did not come to it
+        return text
     if path == SETTINGS:
         rest = take_settings(text, Ours(**before.ours))
         nothing = json.loads(rest).keys() <= {"$schema"}
@@ -293,9 +294,17 @@ def _read_manifest(project: Path) -> Manifest:
     except FileNotFoundError:
         return Manifest()
     try:
-        return Manifest(**raw)
+        manifest = Manifest(**raw)
+        Ours(**manifest.ours)
+        paths = [*manifest.files, *manifest.shared, *manifest.folders]
+        # It comes with the project: it must not lead out of it.
+        inside = all(".." not in Path(path).parts and not Path(path).is_absolute() for path in paths)
+        valid = inside and set(manifest.shared) <= set(SHARED)
     except TypeError:
-        raise ClaudeError(f"{project / MANIFEST} is not what `kit init` writes; restore it, or delete it") from None
+        valid = False
+    if not valid:
+        raise ClaudeError(f"{project / MANIFEST} is not what `kit init` writes; restore it, or delete it")
+    return manifest
 
 
 def _text(path: Path) -> str | None:
@@ -320,6 +329,7 @@ def _digest_of(path: Path) -> str | None:
 
 def _write(path: Path, text: str) -> None:
     """Write in one step, with the line ends as they are in `text`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.kit-tmp")
     temporary.write_bytes(text.encode("utf-8"))
     if path.exists():
@@ -327,10 +337,10 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _make_folders(project: Path, folder: Path) -> list[str]:
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists() and project in parent.parents]
-    folder.mkdir(parents=True, exist_ok=True)
-    return [str(parent.relative_to(project)) for parent in reversed(missing)]
+def _missing_folders(project: Path, paths: list[str]) -> list[str]:
+    """The folders that these files need and that are not there, outermost first."""
+    needed = {str(parent) for path in paths for parent in Path(path).parents if not (project / parent).exists()}
+    return sorted(needed, key=len)
 
 
 def _remove_empty(project: Path, folders: list[str]) -> None:

@@ -28,9 +28,9 @@ class Block:
 
     def put(self, text: str | None, lines: list[str]) -> str:
         """The text with our lines at its end; those that it already has are left out."""
-        theirs = set((text or "").splitlines())
+        before = self.take(text or "")
+        theirs = set(before.splitlines())
         ours = [line for line in lines if not line.strip() or line not in theirs]
-        before = text or ""
         gap = "" if not before or before.endswith("\n\n") else "\n" if before.endswith("\n") else "\n\n"
         return before + gap + "\n".join([self.opening, *ours, self.closing]) + "\n"
 
