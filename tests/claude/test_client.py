@@ -24,7 +24,7 @@ from tests.claude.stub import Call, Stub, bash
 PLUGIN = COMMANDS.parent
 NAMES = sorted(path.stem for path in COMMANDS.glob("*.md"))
 MARK = "facts of the project"
-ARGUMENTS = ("", "first", "first 2nd", '"two words" it\\'s $HOME é 10% (a|b)')
+ARGUMENTS = ("", "first", "first 2nd", '$HOME "two words" é 10% (a|b)')
 CHUNK = 30  # prompts of a session
 
 
