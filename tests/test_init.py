@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from kit.claude import doctor, init
 from kit.claude.clauderc import ClaudeError, read_clauderc
 from kit.claude.doctor import examine
 from kit.claude.init import MANIFEST, plan_init, plan_removal
 from kit.claude.merge import CLAUDE_BLOCK
+from kit.cli import app
 
 THEIR_SETTINGS = '{"model": "opus",\n   "permissions": {"allow": ["Bash(ls *)"], "deny": ["Read(/secret/**)"]}}\n'
 THEIR_MEMORY = "# Mine\r\n\r\n@README.md\r\nNo newline at the end"
 
 
-def kit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "kit", *arguments], cwd=cwd, capture_output=True, text=True)
+@dataclass
+class Ended:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def kit(*arguments: str, cwd: Path) -> Ended:
+    """The command line, in this process."""
+    with contextlib.chdir(cwd):
+        result = CliRunner().invoke(app, arguments)
+    return Ended(result.exit_code, result.stdout, result.stderr)
 
 
 def snapshot(project: Path) -> dict[str, bytes | None]:

@@ -282,6 +282,7 @@ class TestEffects:
         assert len(requests) == 6
         assert outcome.result["result"] == "done, mended"
 
+    @pytest.mark.slow
     def test_the_stop_is_refused_once_for_a_reason(self, client: Client, project: Path) -> None:
         model = project / "models" / "cnn.py"
         steps = [
@@ -345,6 +346,7 @@ class TestEffects:
         assert "text-of private" not in requests
         assert "text-of weights" not in requests
 
+    @pytest.mark.slow
     def test_a_new_user_in_a_project_of_their_own(self, client: Client, tmp_path: Path) -> None:
         folder = tmp_path / "theirs"
         folder.mkdir()

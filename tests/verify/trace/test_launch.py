@@ -320,6 +320,7 @@ for epoch in range(first, 6):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("needed", [False, True], ids=["may begin anew", "needs its file"])
 def test_a_project_with_a_checkpoint_is_watched_as_a_new_run(needed: bool, tmp_path: Path):
     (tmp_path / "train.py").write_text(
@@ -329,7 +330,7 @@ def test_a_project_with_a_checkpoint_is_watched_as_a_new_run(needed: bool, tmp_p
     before = (tmp_path / "out" / "last.pt").read_bytes()
     condition = "True" if needed else "os.path.exists('out/last.pt')"
     (tmp_path / "train.py").write_text(CONTINUES.format(condition=condition))
-    record = watch([sys.executable, "train.py"], folder=tmp_path, cut=replace(DEFAULT, resume=False))
+    record = watch([sys.executable, "train.py"], folder=tmp_path, cut=PLAIN)
     assert len(record.of("save")) == (2 if needed else 6)
     note = "a file that it cannot do without" if needed else "watched as a new run, without the earlier out/last.pt"
     assert any(note in one for one in record.of("run")[0]["notes"])
