@@ -10,8 +10,7 @@ from torch import Tensor, nn
 Positions = Literal["learned", "none", "relative"]
 
 # Ti, S: Touvron et al. 2021 (DeiT), table 1. B, L, H: table 1 of the paper; H is known with patches of 14 pixels.
-# For images of 32x32: micro (0.8 million parameters, trains on two CPU cores) and mini (2.7 million). Their positions
-# start as large as the patches: from 0.02, a short training on few images ends before they are heard.
+# For 32x32: micro, mini (0.8, 2.7 million parameters). Positions that start at 0.02 are not heard in a short training.
 SIZES = ("image_size", "patch_size", "dim", "depth", "heads", "mlp_dim", "position_std")
 VARIANTS: dict[str, dict[str, Any]] = {
     "micro": dict(zip(SIZES, (32, 4, 128, 6, 4, 256, 0.5), strict=True)),
