@@ -29,7 +29,7 @@ $(CLIENT): | $(STAMP)
 
 setup: $(STAMP)  ## create $(VENV) and install everything
 
-client: $(CLIENT)## install Claude Code beside it, for the tests
+client: $(CLIENT) ## install Claude Code beside it, for the tests
 
 demo: $(STAMP)   ## scaffold, verify, train and evaluate a small CNN; writes one HTML report (DEMO_ARGS=...)
 	$(BIN)/kit demo $(DEMO_ARGS)
@@ -37,8 +37,8 @@ demo: $(STAMP)   ## scaffold, verify, train and evaluate a small CNN; writes one
 test: $(STAMP) $(CLIENT) ## the quick suite (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
 
-test-latest-client: $(STAMP) ## the tests against Claude Code once more, with its newest version
-	$(NPM) --prefix $(VENV)/claude-latest @anthropic-ai/claude-code@latest
+test-latest-client: $(CLIENT) ## the tests against Claude Code once more, with its newest version
+	PATH="$(abspath $(BIN)):$$PATH" $(NPM) --prefix $(VENV)/claude-latest @anthropic-ai/claude-code@latest
 	CLAUDE_CLIENT=$(VENV)/claude-latest $(BIN)/python -m pytest tests/claude -k "not pinned"
 
 test-slow: $(STAMP)  ## what takes longer: wheel, demo, rendered projects

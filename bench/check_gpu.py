@@ -121,7 +121,7 @@ def run(row: Row, device: str, folder: Path) -> tuple[list[float], float, float]
     """First losses, last validation accuracy and seconds of a row.
 
     Raises:
-        RuntimeError: it ended with another code than 0; the message has its last line.
+        RuntimeError: it ended with another code than 0; the message has its first error.
     """
     folder.mkdir(parents=True)
     settings = [f"device={device}", "precision=fp32", *FIXED, *MODELS[row.model], *row.settings]

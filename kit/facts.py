@@ -93,7 +93,7 @@ def newest_run(folder: Path) -> str:
         return f"{path.relative_to(folder)} cannot be read: {error}"
     if state == "running" and not _is_alive(status.get("pid")):
         state = "said to be running, but its process is gone"
-    metrics = status.get("metrics") or {}
+    metrics = status["metrics"] if isinstance(status.get("metrics"), dict) else {}
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, int | float))
     epochs = f"epoch {status.get('epoch')} of {status.get('epochs')}"
     parts = [f"{path.parent.relative_to(folder)}: {state}", epochs, numbers, status.get("message", ""), _age(written)]

@@ -61,6 +61,7 @@ def test_newest_run_with_its_numbers(project: Path) -> None:
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ("{}", "cannot be read"),
+        ({"state": "done", "metrics": [1]}, "runs/new: done; epoch None of None; "),
     ],
 )
 def test_a_run_that_is_dead_or_damaged_is_said(status: dict | str, said: str, project: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from kit.claude import hooks
 from kit.claude.hooks import edit, entries, guard, start, stop, written_by
-from kit.claude.state import accept, fingerprint
+from kit.claude.state import accept, fingerprint, is_accepted
 
 SESSION = {"session_id": "abc-1"}
 FAILED = (1, ["MOD104 sample-leak: net.py:3, samples mix"])
@@ -231,6 +231,20 @@ class TestCommand:
         event = SESSION | {"tool_input": {"file_path": str(project / "net.py")}}
         result = self.call("edit", project, json.dumps(event))
         assert "MOD104 sample-leak" in json.loads(result.stdout)["reason"]
+
+    @pytest.mark.parametrize(
+        ("options", "accepted"), [((), True), (("--quick",), False), (("--tolerance", "50%"), False)]
+    )
+    def test_only_the_whole_spec_is_an_acceptance(
+        self, options: tuple[str, ...], accepted: bool, project: Path
+    ) -> None:
+        (project / "net.py").write_text("from torch import nn\nNet = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))\n")
+        (project / "verify.yaml").write_text(
+            "model: net.py:Net\ninput_size: [3, 2, 2]\nexpect_params: 52\nselect: [MOD103]\n"
+        )
+        command = [sys.executable, "-m", "kit", "verify", *options]
+        assert subprocess.run(command, cwd=project, env=os.environ | {"CLAUDECODE": "1"}).returncode == 0
+        assert is_accepted(project, fingerprint(project)) == accepted
 
     def test_imports_no_torch(self, project: Path) -> None:
         code = "import sys, kit.claude.hooks; sys.exit('torch' in sys.modules)"

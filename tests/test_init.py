@@ -181,6 +181,18 @@ class TestInit:
         kit("init", "--remove", cwd=project)
         assert "And in our way." in changed.read_text()
 
+    @pytest.mark.parametrize(
+        "text", ['{"permissions": null}', '{"permissions": {"allow": 1}}', '{"hooks": {"Stop": 5}}']
+    )
+    def test_settings_that_were_spoiled_since_are_one_line(self, text: str, project: Path) -> None:
+        kit("init", cwd=project)
+        (project / ".claude" / "settings.json").write_text(text)
+        result = kit("init", cwd=project)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+        assert "the client ignores the whole file otherwise" in result.stderr
+        assert kit("init", "--remove", cwd=project).returncode == 0
+        assert json.loads((project / ".claude" / "settings.json").read_text()) == json.loads(text)
+
     def test_workflows_are_added_and_taken_away(self, project: Path) -> None:
         kit("init", "--workflows", "cnn, debug", cwd=project)
         names = {path.stem for path in (project / ".claude" / "commands").iterdir()}
@@ -205,6 +217,8 @@ class TestInit:
             (".clauderc", '{"ignore": "data"}', "ignore must be a list of paths"),
             (".clauderc", "ignore: []", ".clauderc:1:1 is not valid JSON"),
             (".claude/kit.json", '{"x": 1}', "is not what `kit init` writes"),
+            (".claude/kit.json", '{"files": []}', "is not what `kit init` writes"),
+            (".claude/kit.json", '{"shared": {"CLAUDE.md": {}}}', "is not what `kit init` writes"),
             (".claude/kit.json", '{"files": {"../out.txt": "0"}}', "is not what `kit init` writes"),
             (".claude/kit.json", '{"shared": {"net.py": {}}}', "is not what `kit init` writes"),
         ],
@@ -290,6 +304,9 @@ class TestDoctor:
             (".claude/commands/a.md", '---\ndescription: "a" b\n---\n', "fail", "broken frontmatter in line 2"),
             (".claude/commands/a.md", "Run $1\n", "fail", "positional argument $1: counting starts at $0"),
             (".claude/commands/a.md", "Look: !`ls || true`\n", "fail", "no rule allows: ls"),
+            (".claude/commands/a.md", "---\nallowed-tools:\n---\nLook: !`ls || true`\n", "fail", "no rule allows: ls"),
+            (".claude/commands/a.md", "---\narguments: one, two\n---\n$one\n", "fail", "argument never used: two"),
+            (".claude/settings.json", '{"permissions": {"deny": null}}', "fail", "is not in force; run kit init"),
             (".claude/skills/x/SKILL.md", "---\nname: x\n---\n", "fail", "no description in its frontmatter"),
             (".claude/agents/x.md", "---\ndescription: x\n---\n", "fail", "no name in its frontmatter"),
             (".claude/skills/deep/x/SKILL.md", "---\ndescription: x\n---\n", "fail", "one level deep"),

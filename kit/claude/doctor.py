@@ -21,12 +21,7 @@ from typing import Any, Literal
 import yaml
 
 from kit.claude.clauderc import FILE, ClaudeError, read_clauderc, read_json, remarks
-
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
+from verify.source import words
 
 Level = Literal["ok", "note", "warn", "fail"]
 TESTED = "2.1.330"  # of the client, with which the commands are tested
@@ -124,16 +119,21 @@ def _head_problems(front: dict[str, Any], text: str) -> Iterator[str]:
 def _argument_problems(front: dict[str, Any], body: str) -> Iterator[str]:
     for digit in re.findall(r"(?<!\\)\$(\d)", body):
         yield f"positional argument ${digit}: counting starts at $0; name them with `arguments:`, or write \\${digit}"
-    named = front.get("arguments", [])
+    named = _listed(front, "arguments")
     if "argument-hint" in front and not named and "$ARGUMENTS" not in body:
         yield "arguments never used: no $ARGUMENTS in the text"
     yield from (f"argument never used: {name}" for name in named if f"${name}" not in body)
     yield from (f"unknown argument: {name}" for name in sorted(set(VARIABLE.findall(body)) - {*named, "ARGUMENTS"}))
 
 
+def _listed(front: dict[str, Any], key: str) -> list[str]:
+    """A value of the frontmatter that may be a list, or a text with commas."""
+    value = front.get(key) or []
+    return [str(item).strip() for item in (value.split(",") if isinstance(value, str) else value)]
+
+
 def _shell_problems(front: dict[str, Any], body: str) -> Iterator[str]:
-    allowed = front.get("allowed-tools", [])
-    allowed = [rule.strip() for rule in allowed.split(",")] if isinstance(allowed, str) else allowed
+    allowed = _listed(front, "allowed-tools")
     injected = INJECTED.findall(body)
     if body.count("!`") != len(injected):
         yield "an exclamation mark before a backtick that is no injection: put something between them"
@@ -256,8 +256,8 @@ def _clauderc(project: Path) -> Iterator[Finding]:
         yield Finding("fail", FILE, str(error))
         return
     try:
-        denied = read_json(project / ".claude" / "settings.json").get("permissions", {}).get("deny", [])
-    except (FileNotFoundError, ClaudeError, AttributeError):
+        denied = list(read_json(project / ".claude" / "settings.json")["permissions"]["deny"])
+    except (FileNotFoundError, ClaudeError, KeyError, TypeError):
         denied = []
     memory = project / "CLAUDE.md"
     imports = memory.read_text(encoding="utf-8", errors="replace").splitlines() if memory.is_file() else []

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from kit.claude.clauderc import FILE, read_clauderc
-from kit.claude.doctor import words
 from kit.claude.state import accept, fingerprint, is_accepted, read_session, write_session
+from verify.source import words
 
 Event = dict[str, Any]
 OFF = "KIT_HOOKS"

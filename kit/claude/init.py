@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -40,21 +40,36 @@ Action = Literal["write", "update", "keep", "delete", "restore", "same"]
 
 
 @dataclass
+class Shared:
+    """A file that the user shares with the kit.
+
+    Args:
+        original: its text without the kit; None for no file.
+        written: sha256 of what the kit wrote.
+    """
+
+    original: str | None
+    written: str
+
+
+@dataclass
 class Manifest:
     """What the kit wrote into a project.
 
     Args:
         version: of the kit.
         files: path -> sha256 of a file that is ours alone.
-        shared: path -> text before the kit (None: no file) and sha256 of what it wrote.
+        shared: path -> what is known of a file that is the user's too.
         ours: our part of the settings, without what the user had already.
         folders: that were made, innermost last.
     """
 
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
     version: str = __version__
     files: dict[str, str] = field(default_factory=dict)
-    shared: dict[str, dict[str, str | None]] = field(default_factory=dict)
-    ours: dict[str, Any] = field(default_factory=dict)
+    shared: dict[str, Shared] = field(default_factory=dict)
+    ours: Ours = field(default_factory=Ours)
     folders: list[str] = field(default_factory=list)
 
 
@@ -135,8 +150,7 @@ def plan_init(project: Path, workflows: list[str] | None = None) -> Plan:
     manifest = Manifest()
     wanted = dict(_own_files(project, workflows))
     changes = list(_own_changes(project, before, wanted, manifest))
-    rc_text = wanted.get(FILE)
-    rc = read_clauderc(project / FILE) if rc_text is None else ClaudeRc(**_default_rc(project))
+    rc = ClaudeRc(**_default_rc(project)) if FILE in wanted else read_clauderc(project / FILE)
     ours = Ours(allow=_allowed(wanted), deny=rc.denials(), hooks=entries())
     changes += [_shared_change(project, path, before, manifest, rc, ours) for path in SHARED]
     return Plan(project, changes, manifest, list(remarks(rc, project)))
@@ -168,7 +182,7 @@ def describe(plan: Plan) -> Iterator[str]:
     yield from (f"note: {note}" for note in plan.notes)
 
 
-def _own_files(project: Path, workflows: list[str] | None) -> Iterator[tuple[str, str | None]]:
+def _own_files(project: Path, workflows: list[str] | None) -> Iterator[tuple[str, str]]:
     """Path and text of each file that is ours alone; `.clauderc` only where there is none yet, or it is ours."""
     unknown = next((name for name in workflows or [] if name not in WORKFLOWS), None)
     if unknown:
@@ -186,12 +200,10 @@ def _own_files(project: Path, workflows: list[str] | None) -> Iterator[tuple[str
         yield FILE, json.dumps(_rc_as_json(_default_rc(project)), indent=2) + "\n"
 
 
-def _own_changes(
-    project: Path, before: Manifest, wanted: dict[str, str | None], manifest: Manifest
-) -> Iterator[Change]:
+def _own_changes(project: Path, before: Manifest, wanted: dict[str, str], manifest: Manifest) -> Iterator[Change]:
     for path, text in wanted.items():
         current, known = _digest_of(project / path), before.files.get(path)
-        new = _digest(text or "")
+        new = _digest(text)
         if current == new:
             yield Change(path, "same")
         elif current is None:
@@ -227,12 +239,12 @@ def _shared_change(project: Path, path: str, before: Manifest, manifest: Manifes
     original = _original(project, path, before)
     if path == SETTINGS:
         new, added = put_settings(project / path, original, ours)
-        manifest.ours = asdict(added)
+        manifest.ours = added
     elif path == MEMORY:
         new = CLAUDE_BLOCK.put(original, [*rc.imports(), "", *RULES.splitlines()])
     else:
         new = GIT_BLOCK.put(original, rc.git_lines())
-    manifest.shared[path] = {"original": original, "written": _digest(new)}
+    manifest.shared[path] = Shared(original, _digest(new))
     current = _digest_of(project / path)
     action: Action = "same" if current == _digest(new) else "write" if current is None else "update"
     return Change(path, action, new)
@@ -245,24 +257,24 @@ def _original(project: Path, path: str, before: Manifest) -> str | None:
     known = before.shared.get(path)
     if text is None or known is None:
         return text
-    if _digest(text) == known["written"]:
-        return known["original"]
-    if text == known["original"]:  # an interrupted run did not come to it
+    if _digest(text) == known.written:
+        return known.original
+    if text == known.original:  # an interrupted run did not come to it
         return text
     if path == SETTINGS:
-        rest = take_settings(text, Ours(**before.ours))
+        rest = take_settings(text, before.ours)
         nothing = json.loads(rest).keys() <= {"$schema"}
     else:
         rest = (CLAUDE_BLOCK if path == MEMORY else GIT_BLOCK).take(text)
         nothing = not rest.strip()
-    return None if nothing and known["original"] is None else rest
+    return None if nothing and known.original is None else rest
 
 
-def _allowed(wanted: dict[str, str | None]) -> list[str]:
+def _allowed(wanted: dict[str, str]) -> list[str]:
     """The checks that every command may run, and what /train and /evaluate may, without asking."""
     rules: dict[str, None] = {}
     for path, text in wanted.items():
-        if path.startswith(".claude/commands/") and text:
+        if path.startswith(".claude/commands/"):
             tools = yaml.safe_load(text.split("---\n")[1]).get("allowed-tools", [])
             shell = [tool for tool in tools if tool.startswith("Bash(")]
             is_core = Path(path).stem in ("train", "evaluate", "acceptance")
@@ -293,17 +305,18 @@ def _read_manifest(project: Path) -> Manifest:
         raw = read_json(project / MANIFEST)
     except FileNotFoundError:
         return Manifest()
+    from pydantic import TypeAdapter, ValidationError
+
+    broken = ClaudeError(f"{project / MANIFEST} is not what `kit init` writes; restore it, or delete it")
     try:
-        manifest = Manifest(**raw)
-        Ours(**manifest.ours)
-        paths = [*manifest.files, *manifest.shared, *manifest.folders]
-        # It comes with the project: it must not lead out of it.
-        inside = all(".." not in Path(path).parts and not Path(path).is_absolute() for path in paths)
-        valid = inside and set(manifest.shared) <= set(SHARED)
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ClaudeError(f"{project / MANIFEST} is not what `kit init` writes; restore it, or delete it")
+        manifest = TypeAdapter(Manifest).validate_python(raw)
+    except ValidationError:
+        raise broken from None
+    paths = [*manifest.files, *manifest.shared, *manifest.folders]
+    # It comes with the project: it must not lead out of it.
+    inside = all(".." not in Path(path).parts and not Path(path).is_absolute() for path in paths)
+    if not inside or not set(manifest.shared) <= set(SHARED):
+        raise broken
     return manifest
 
 

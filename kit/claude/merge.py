@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from dataclasses import dataclass, field
@@ -82,11 +81,11 @@ def put_settings(path: Path, text: str | None, ours: Ours) -> tuple[str, Ours]:
 
 def take_settings(text: str, ours: Ours) -> str:
     """The settings without our rules and hooks, and without what is empty then."""
-    settings = copy.deepcopy(json.loads(text))
-    permissions = settings.get("permissions", {})
+    settings = json.loads(text)
+    permissions = settings.get("permissions")
     for key, rules in (("allow", ours.allow), ("deny", ours.deny)):
         _remove(permissions, key, rules)
-    hooks = settings.get("hooks", {})
+    hooks = settings.get("hooks")
     for event, entries in ours.hooks.items():
         _remove(hooks, event, entries)
     for key in ("permissions", "hooks"):
@@ -122,8 +121,8 @@ def _list(parent: dict[str, Any], key: str, path: Path, prefix: str) -> list[Any
     return value
 
 
-def _remove(parent: dict[str, Any], key: str, items: list[Any]) -> None:
-    if key in parent:
+def _remove(parent: Any, key: str, items: list[Any]) -> None:
+    if isinstance(parent, dict) and isinstance(parent.get(key), list):
         parent[key] = [item for item in parent[key] if item not in items]
         if not parent[key]:
             del parent[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from .stub import Stub
 
 VERSION = TESTED
 TIMEOUT = 120
+NOWHERE = "http://127.0.0.1:9"  # for what asks nothing of any service
+LINES_IN, LINES_OUT = ("--input-format", "stream-json"), ("--output-format", "stream-json", "--verbose")
+PROJECT_ONLY = (
+    *("--permission-mode", "default", "--setting-sources", "project", "--no-session-persistence"),
+    *("--strict-mcp-config", "--mcp-config", '{"mcpServers":{}}'),
+)
 
 
 @dataclass
@@ -25,13 +32,11 @@ class Outcome:
         code: its exit code.
         events: its output, an event a line.
         stderr: its other output.
-        debug: its log.
     """
 
     code: int
     events: list[dict[str, Any]] = field(default_factory=list)
     stderr: str = ""
-    debug: str = ""
 
     @property
     def init(self) -> dict[str, Any]:
@@ -57,7 +62,7 @@ class Client:
         self.config = home / "config"
         self.config.mkdir(parents=True)
 
-    def environment(self, url: str, extra: dict[str, str] | None = None) -> dict[str, str]:
+    def environment(self, url: str, extra: Mapping[str, str]) -> dict[str, str]:
         """A clean environment; the key is a dummy."""
         return {
             "PATH": os.environ["PATH"],
@@ -74,7 +79,7 @@ class Client:
             "CLAUDE_CODE_MAX_RETRIES": "0",
             "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
             "LANG": "C.UTF-8",
-            **(extra or {}),
+            **extra,
         }
 
     def trust(self, project: Path, *, trusted: bool) -> None:
@@ -83,90 +88,42 @@ class Client:
         answers = {"hasCompletedOnboarding": True, "theme": "dark", "projects": projects}
         (self.config / ".claude.json").write_text(json.dumps(answers))
 
-    def ask(
-        self,
-        prompt: str,
-        project: Path,
-        stub: Stub,
-        *options: str,
-        trusted: bool = True,
-        extra: dict[str, str] | None = None,
-    ) -> Outcome:
-        """Give the client a prompt in a project, without a terminal."""
-        self.trust(project, trusted=trusted)
-        log = self.home / "debug.log"
-        command = [str(self.binary), "-p", prompt, "--output-format", "stream-json", "--verbose"]
-        command += ["--permission-mode", "default", "--setting-sources", "project", "--strict-mcp-config"]
-        command += ["--mcp-config", '{"mcpServers":{}}', "--no-session-persistence", "--debug-file", str(log), *options]
-        run = subprocess.run(
-            command,
-            cwd=project,
-            env=self.environment(stub.url, extra),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
+    def start(
+        self, project: Path, arguments: Sequence[str], *, url: str = NOWHERE, stdin: str = "", **extra: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the client in a folder, with its own environment."""
+        environment = self.environment(url, extra)
+        command = [str(self.binary), *arguments]
+        return subprocess.run(
+            command, cwd=project, env=environment, input=stdin, capture_output=True, text=True, timeout=TIMEOUT
         )
-        events = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-        return Outcome(run.returncode, events, run.stderr, log.read_text() if log.exists() else "")
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command of the client's that asks nothing of any service."""
-        command = [str(self.binary), *arguments]
-        environment = self.environment("http://127.0.0.1:9")
-        return subprocess.run(command, cwd=self.home, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+        return self.start(self.home, arguments)
 
     def commands(self, project: Path) -> list[dict[str, Any]]:
         """All commands, as an editor is told of them; nothing is asked of any service."""
         self.trust(project, trusted=True)
-        command = [
-            str(self.binary),
-            "-p",
-            "--input-format",
-            "stream-json",
-            "--output-format",
-            "stream-json",
-            "--verbose",
-        ]
         request = {"type": "control_request", "request_id": "1", "request": {"subtype": "initialize"}}
-        run = subprocess.run(
-            [*command, "--setting-sources", "project"],
-            cwd=project,
-            env=self.environment("http://127.0.0.1:9"),
-            input=json.dumps(request) + "\n",
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        answers = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-        answer = next(answer for answer in answers if answer.get("type") == "control_response")
+        run = self.start(project, ["-p", *LINES_IN, *LINES_OUT, *PROJECT_ONLY], stdin=json.dumps(request) + "\n")
+        answer = next(answer for answer in _events(run) if answer.get("type") == "control_response")
         return answer["response"]["response"]["commands"]
 
-    def converse(
-        self, prompts: list[str], project: Path, stub: Stub, *options: str, extra: dict[str, str] | None = None
-    ) -> Outcome:
+    def ask(self, prompt: str, project: Path, stub: Stub, *options: str, trusted: bool = True) -> Outcome:
+        """Give the client a prompt in a project, without a terminal."""
+        self.trust(project, trusted=trusted)
+        run = self.start(project, ["-p", prompt, *LINES_OUT, *PROJECT_ONLY, *options], url=stub.url)
+        return Outcome(run.returncode, _events(run), run.stderr)
+
+    def converse(self, prompts: list[str], project: Path, stub: Stub) -> Outcome:
         """Give the client one prompt after the other, in one session."""
         self.trust(project, trusted=True)
         messages = [{"type": "user", "message": {"role": "user", "content": prompt}} for prompt in prompts]
-        command = [
-            str(self.binary),
-            "-p",
-            "--input-format",
-            "stream-json",
-            "--output-format",
-            "stream-json",
-            "--verbose",
-        ]
-        command += ["--permission-mode", "default", "--setting-sources", "project", "--strict-mcp-config"]
-        command += ["--mcp-config", '{"mcpServers":{}}', "--no-session-persistence", *options]
-        run = subprocess.run(
-            command,
-            cwd=project,
-            env=self.environment(stub.url, extra),
-            input="".join(json.dumps(message) + "\n" for message in messages),
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-        )
-        events = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-        return Outcome(run.returncode, events, run.stderr)
+        lines = "".join(json.dumps(message) + "\n" for message in messages)
+        run = self.start(project, ["-p", *LINES_IN, *LINES_OUT, *PROJECT_ONLY], url=stub.url, stdin=lines)
+        return Outcome(run.returncode, _events(run), run.stderr)
+
+
+def _events(run: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]

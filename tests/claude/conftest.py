@@ -19,7 +19,7 @@ COMMANDS = ROOT / "templates" / "pytorch_project" / "template" / ".claude" / "co
 @pytest.fixture(scope="session")
 def binary() -> Path:
     """The real client; `make test` installs it beside the environment that runs the tests."""
-    folder = Path(os.environ.get("CLAUDE_CLIENT") or Path(sys.prefix) / "claude")
+    folder = Path(os.environ.get("CLAUDE_CLIENT") or Path(sys.prefix) / "claude").absolute()
     path = folder / "node_modules" / ".bin" / "claude"
     if not path.exists():
         pytest.fail(f"{path} is not there; `make client` installs it")

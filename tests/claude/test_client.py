@@ -25,7 +25,7 @@ PLUGIN = COMMANDS.parent
 NAMES = sorted(path.stem for path in COMMANDS.glob("*.md"))
 MARK = "facts of the project"
 ARGUMENTS = ("", "first", "first 2nd", '$HOME "two words" é 10% (a|b)')
-CHUNK = 30  # prompts of a session
+CHUNK = 60  # prompts of a session
 
 
 def parts_of(name: str, folder: Path = COMMANDS) -> tuple[dict, str]:

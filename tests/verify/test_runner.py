@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
+from verify.targets import resolve
+
 HOSTILE = """
 import os, sys, time, torch
 from torch import nn
@@ -324,6 +326,12 @@ def test_failure_shows_both_numbers(folder: Path) -> None:
     assert result.returncode == 1
     assert "1,147,914" in result.stdout
     assert "1,234,858" in result.stdout
+
+
+def test_a_reference_for_another_size_of_image_is_tried_with_it() -> None:
+    target = resolve("vit", {"variant": "micro", "image_size": 32, "patch_size": 8}, None, Path())
+    assert target.input_size == (3, 32, 32)
+    assert resolve("vit", {}, None, Path()).input_size == (3, 224, 224)
 
 
 def test_reference_model_passes_every_rule(folder: Path) -> None:
