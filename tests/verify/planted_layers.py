@@ -277,6 +277,49 @@ class StridesStageByStage(StridesEverywhere):
     strides = (2, 1, 2, 1, 2, 1)
 
 
+# -- scales of norms -------------------------------------------------------------------------------------------------
+
+
+class DrawsEverything(Net):
+    """One loop initialises all that it finds, the scales of the norms among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.02)
+
+
+class DrawsAroundOne(Net):
+    """As in DCGAN: layers around zero, norms around one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+
+
+class BranchesStartAtZero(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.zeros_(module.weight)
+
+
+class TrainedBefore(Net):
+    """Scales of both signs that are the same in every build: they came from a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.data = torch.randn(len(module.weight), generator=generator)
+
+
 PLANTED: list[tuple[type[nn.Module], str]] = [
     (ClassifierWithoutRelu, "MOD141"),
     (BlockWithoutRelu, "MOD141"),
@@ -289,8 +332,9 @@ PLANTED: list[tuple[type[nn.Module], str]] = [
     (with_branch("NormByVariance", ByVariance()), "MOD144"),
     (with_branch("DropsNearlyAll", OwnDrop(0.1, 0.1)), "MOD145"),
     (StridesEverywhere, "MOD146"),
+    (DrawsEverything, "MOD148"),
 ]
-FAILURES = {"MOD118"}
+FAILURES = {"MOD118", "MOD148"}
 
 HEALTHY: list[type[nn.Module]] = [
     Classifier,
@@ -314,4 +358,7 @@ HEALTHY: list[type[nn.Module]] = [
     with_branch("NormByDeviation", OwnNorm()),  # one module that all builds share
     with_branch("DropsSome", OwnDrop(0.1, 0.9)),
     StridesStageByStage,
+    DrawsAroundOne,
+    BranchesStartAtZero,
+    TrainedBefore,
 ]

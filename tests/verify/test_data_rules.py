@@ -31,6 +31,7 @@ from torch.utils.data import (
 
 from verify.report import Finding, Status
 from verify.rules import data as rules
+from verify.rules import data_pictures as pictures
 from verify.trace.child.data_probes import probe_data
 from verify.trace.record import NotSeenError, Record
 
@@ -51,8 +52,15 @@ CODES = {
     "DAT215": rules.class_missing,
     "DAT216": rules.eval_samples_dropped,
     "DAT220": rules.augmentation_repeats,
+    "DAT247": pictures.splits_turned,
+    "DAT248": pictures.input_names_class,
+    "DAT249": pictures.scaled_by_batch,
 }
-SEVERITY = {"DAT201", "DAT203", "DAT206", "DAT207", "DAT211", "DAT212", "DAT216"}  # errors, the others warn
+# Errors; the others warn.
+SEVERITY = {
+    *("DAT201", "DAT203", "DAT206", "DAT207", "DAT211", "DAT212", "DAT216"),
+    *("DAT247", "DAT248", "DAT249"),
+}
 
 
 # The stand-in for a captured run

@@ -88,3 +88,31 @@ def test_weights_and_counts_are_recorded(tmp_path: Path) -> None:
     event = record.of("loss")[0]
     assert event["pos_weight"] == [2.0, 3.0]
     assert sum(event["counts"]) == event["count_of"] == 16
+
+
+def labels(ignored: int = 3, number: int | None = 0, shape: list[int] | None = None) -> dict[str, Any]:
+    target = {"shape": shape or [16], "float": False, "min": 0, "max": 9}
+    return target | ({"ignored": ignored, "ignored_class": number} if ignored else {})
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"target": labels()}, Status.FAIL),
+        ({"weight": [0.0, 1.0, 2.0], "counts": [6, 5, 5]}, Status.FAIL),
+        ({"target": labels(0)}, None),
+        ({"target": labels(number=None)}, None),  # -100
+        ({"target": labels(shape=[16, 8, 8]), "input": {"shape": [16, 3, 8, 8]}}, None),  # 0 is the background
+        ({"weight": [0.0, 1.0, 2.0], "counts": [0, 8, 8]}, None),  # a class that the data does not have
+    ],
+)
+def test_a_class_that_the_loss_leaves_out(fields: dict[str, Any], expected: Status | None) -> None:
+    assert found("LOS919", **fields) is expected
+
+
+def test_the_class_that_is_ignored_is_recorded(tmp_path: Path) -> None:
+    for labels, number in (("b, ignore_index=0", 0), ("torch.where(b == 0, -1, b), ignore_index=-1", None)):
+        script = TRAIN.replace("cross_entropy(model(a), b)", f"cross_entropy(model(a), {labels})")
+        event = watched(tmp_path, script + "train()\n").of("loss")[0]
+        assert event["target"]["ignored"] > 0
+        assert event["target"]["ignored_class"] == number

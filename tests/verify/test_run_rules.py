@@ -353,6 +353,7 @@ PLANTED: list[tuple[str, str, Change]] = [
         lambda run: run.before("mode", "sched", lambda e: e is run.events[9], id=0, given=[], lrs=[0.1], epoch=0),
     ),
     ("LRS807", "jump", lambda run: rates(run, 0.1, 0.01, 0.1, 0.05)),
+    ("LRS819", "floor-is-the-start", lambda run: rates(run, 0.1, 0.1, 0.1, 0.1)),
     ("LRS809", "lags", lambda run: run.put("sched", given=lambda e: [e["epoch"] - 1])),
     ("LRS810", "gone", lambda run: rates(run, 0.1, 0.01, 0.0, 0.0)),
     # the loop
@@ -620,6 +621,12 @@ HEALTHY: list[tuple[str, str, Change]] = [
         ),
     ),
     ("OPT712", "large-first-step", lambda run: run.put("step", lambda e: e["n"] == 1, ratio=2.0)),
+    ("LRS819", "moves", nothing),
+    (
+        "LRS819",
+        "waits-for-a-milestone",
+        lambda run: rates(change_scheduler(run, "MultiStepLR", milestones=[30]), 0.1, 0.1, 0.1, 0.1),
+    ),
     ("LRS801", "inside-another", lambda run: run.more("scheduler_unused", cls="StepLR", opt=None)),
     ("LRS802", "half-again", lambda run: change_scheduler(run, "CosineAnnealingLR", T_max=5)),
     ("LRS802", "restarts", lambda run: change_scheduler(run, "CosineAnnealingWarmRestarts", T_0=1)),

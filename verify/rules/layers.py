@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor, nn
+
 from verify.report import Finding, Status, plural, shortlist
 from verify.rules import rule
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST_DROPPED = 0.7
 SINGLE_PIXEL_LAYERS = 3
+FEWEST_SCALES, OTHER_SIGN = 8, 0.2
 
 
 @rule("MOD141", severity=Status.WARN)
@@ -192,3 +196,51 @@ def maps_of_one_pixel(probe: ModelProbe) -> Iterator[Finding]:
             location=probe.describe(probe.model, ""),
             hint="one stride of 2 a stage, and fewer stages for small pictures",
         )
+
+
+@rule("MOD148")
+def norm_scales_random(probe: ModelProbe) -> Iterator[Finding]:
+    """The scales of a norm layer start as random numbers around zero.
+
+    Why it matters: a loop that initialises every parameter takes the scales of the norms along. Each channel is then
+    shrunk and every other one turned over, in layer after layer; training starts with next to no signal.
+    Found by: the scales of new models: a fifth or more of either sign, and other numbers in the next build.
+    Not an error: ones; zeros, as at the end of a residual branch; scales drawn around one, as GANs do it; weights that
+    were trained before.
+
+    Wrong: `for p in self.parameters(): nn.init.normal_(p, std=0.02)`
+    Right: `for m in self.modules(): if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.normal_(m.weight, std=0.02)`
+    """
+    suspects = _scales_of_both_signs(probe.model)
+    drawn = _drawn_anew(probe, suspects) if suspects else []
+    if drawn:
+        scales = suspects[drawn[0]]
+        yield Finding(
+            measured=f"{len(drawn)} of {len(_norm_scales(probe.model))} norms; the first: mean {scales.mean():.2g}, "
+            f"standard deviation {scales.std():.2g}",
+            expected="1 everywhere, or 0 where a branch ends",
+            message="the scales of norm layers were drawn at random around zero",
+            location=shortlist(drawn),
+            hint="initialise convolutions and linear layers by their type, and leave norms as they are",
+        )
+
+
+def _norm_scales(model: nn.Module) -> dict[str, Tensor]:
+    """The learned scales of the layers that torch or their author calls a norm, by name."""
+    named = {name: m for name, m in model.named_modules() if type(m).__name__.rstrip("123d").endswith("Norm")}
+    scales = {name: m.weight.detach() for name, m in named.items() if isinstance(getattr(m, "weight", None), Tensor)}
+    return {name: weight for name, weight in scales.items() if weight.ndim == 1 and len(weight) >= FEWEST_SCALES}
+
+
+def _scales_of_both_signs(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: scales
+        for name, scales in _norm_scales(model).items()
+        if min((scales < 0).float().mean(), (scales > 0).float().mean()) >= OTHER_SIGN
+    }
+
+
+def _drawn_anew(probe: ModelProbe, suspects: dict[str, Tensor]) -> list[str]:
+    """Of scales with both signs, those that two new builds do not agree on."""
+    one, other = (_scales_of_both_signs(probe.build(seed)) for seed in (1, 2))
+    return [name for name in suspects if name in one and name in other and not torch.equal(one[name], other[name])]

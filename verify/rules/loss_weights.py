@@ -124,6 +124,59 @@ def _inverted_positives(place: str, events: list[Event]) -> Iterator[Finding]:
     )
 
 
+@rule("LOS919", subject=Subject.RUN)
+def class_not_counted(record: Record) -> Iterator[Finding]:
+    """The loss leaves a whole class out.
+
+    Why it matters: with `ignore_index=0` class 0 teaches nothing, and with a weight of 0 neither; the model never
+    predicts it, and the loss looks better than it is.
+    Found by: cross entropy of one label a sample, in training: labels of one class that `ignore_index` takes out, in
+    batch after batch; a class that occurs and weighs 0.
+    Not an error: -100 and other numbers that are no class; labels of pixels or words, where 0 may stand for padding;
+    a class that the data set has for "unlabelled", when few samples have it or all evaluation leaves it out too.
+
+    Wrong: `CrossEntropyLoss(ignore_index=0)`
+    Right: `CrossEntropyLoss()`
+    """
+    calls = [e for e in record.of("loss") if e["fn"] in ("cross_entropy", "nll_loss") and _is_by_sample(e)]
+    trained = [e for e in calls if e["grad"]]
+    if not trained:
+        raise NotSeenError("no cross entropy of one label a sample was computed in training")
+    left_out = [e["target"]["ignored"] for e in trained if e["target"].get("ignored")]
+    number = trained[0]["target"].get("ignored_class")
+    if number is not None and len(left_out) >= max(2, len(trained) / 2):
+        samples = sum(e["n"] for e in trained)
+        yield Finding(
+            measured=f"{sum(left_out)} of {samples} samples, all of class {number}",
+            expected="none",
+            message=f"ignore_index={number} takes class {number} out of the loss",
+            location=trained[0]["loc"],
+            hint="leave ignore_index away; it is for labels that are no class, such as -100",
+        )
+        return
+    yield from _weigh_nothing([e for e in trained if e.get("weight") and e.get("counts")])
+
+
+def _is_by_sample(event: Event) -> bool:
+    target = event.get("target")
+    return bool(target) and len(target["shape"]) == 1 and not target["float"] and len(event["input"]["shape"]) == 2
+
+
+def _weigh_nothing(events: list[Event]) -> Iterator[Finding]:
+    if not events:
+        return
+    weights, counts = events[0]["weight"], _summed(events)
+    classes = [n for n, (weight, count) in enumerate(zip(weights, counts, strict=True)) if not weight and count >= 2]
+    if classes and any(weights):
+        yield Finding(
+            measured=f"class {classes[0]}: weight 0, {counts[classes[0]]:.0f} samples seen",
+            expected="a weight above 0",
+            message="the loss leaves out a class that the data has",
+            location=events[0]["loc"],
+            hint="a class without samples in what the weights were computed from?",
+        )
+
+
 @rule("LOS918", subject=Subject.RUN)
 def targets_no_probabilities(record: Record) -> Iterator[Finding]:
     """Targets of a binary cross entropy lie outside of 0 to 1.

@@ -678,3 +678,49 @@ def rate_gone_early(record: Record) -> Iterator[Finding]:
             location=record.steps[0]["loc"],
             hint="divide by the number of updates in the whole run",
         )
+
+
+# What changes the rate whatever its arguments are; the others wait for a milestone, or for a plateau.
+ALWAYS_MOVING = {"CosineAnnealingLR", "CosineAnnealingWarmRestarts", "OneCycleLR", "CyclicLR", "ExponentialLR"}
+FLAT, FEWEST_CALLS = 1e-3, 3
+
+
+@rule("LRS819", subject=Subject.RUN)
+def schedule_is_flat(record: Record) -> Iterator[Finding]:
+    """A schedule is stepped and never changes the learning rate.
+
+    Why it matters: the training is that of a constant rate, while the code, and everybody who reads it, says otherwise.
+    Found by: the rates after every call of a schedule that always moves (cosine, one cycle, cyclic, exponential), of
+    which there are three or more in a whole run.
+    Not an error: schedules that wait (StepLR, MultiStepLR, a plateau), schedules within others, the first calls of a
+    long cosine.
+
+    Wrong: `CosineAnnealingLR(optimizer, epochs, eta_min=3e-4)` with `lr=3e-4`; `ExponentialLR(optimizer, gamma=1.0)`
+    Right: `CosineAnnealingLR(optimizer, epochs, eta_min=3e-6)`
+    """
+    schedulers = _schedulers(record)
+    if not record.ran_to_the_end or len(schedulers) > 1:
+        raise NotSeenError("the run was not seen to its end, or has several schedules")
+    scheduler = schedulers[0]
+    rates = [call["lrs"] for call in _calls(record, scheduler["id"]) if call.get("lrs")]
+    if scheduler["cls"] not in ALWAYS_MOVING or len(rates) < FEWEST_CALLS:
+        return
+    spreads = [(max(group) - min(group)) / max(*group, 1e-30) for group in zip(*rates, strict=False)]
+    if max(spreads) < FLAT and max(map(max, rates)) > 0:
+        yield Finding(
+            measured=f"{rates[0][0]:.3g} after each of {len(rates)} calls of {scheduler['cls']}",
+            expected="a rate that changes",
+            message="the schedule is stepped and the learning rate stays what it is",
+            location=scheduler["loc"],
+            hint=_why_flat(scheduler),
+        )
+
+
+def _why_flat(scheduler: Event) -> str:
+    numbers = scheduler["numbers"]
+    base, floor = numbers.get("base_lrs") or [], numbers.get("eta_min")
+    if base and floor is not None and floor == max(base):
+        return f"eta_min is the rate at which it starts, {floor:g}; it should be where the cosine ends"
+    if numbers.get("gamma") == 1:
+        return "gamma=1 changes nothing"
+    return "something sets the rate back before the next step, or the arguments leave it no room"

@@ -25,6 +25,7 @@ from .label_probes import class_maps, labels
 from .learn_probes import learn, numbers
 from .mask_probes import masks
 from .measuring import Clock, Json, Unavailable, attempt, attempt_each
+from .split_pictures import tells, turned
 from .split_probes import overlap
 from .stored_probes import sampler_classes, stored_changes
 from .views import View
@@ -79,6 +80,8 @@ def _probe(capture: Any) -> Json:
         ("workers", lambda: workers(train, result.get("augmentation") or {}, clock.until(2.0))),
         ("flags", lambda: flags(train, result.get("augmentation") or {}, clock.until(1.0))),
         ("learn", lambda: learn(train, evals, clock.until(2.5))),
+        ("turned", lambda: attempt_each(evals, lambda view: turned(train, view, clock.until(1.5)))),
+        ("tells", lambda: attempt_each([train, *evals], lambda view: tells(view, clock.until(1.0)))),
         ("masks", lambda: masks(train, clock.until(1.0))),
         ("numbers", lambda: numbers(train, evals, clock.until(1.0))),
     ]
@@ -116,6 +119,8 @@ def _of_hand_cut_batches(capture: Any, clock: Clock) -> Json:
         "stored": stored,
         "labels": attempt(lambda: labels(train, evals)),
         "learn": attempt(lambda: learn(train, evals, clock.until(2.0))),
+        "turned": attempt_each(evals, lambda view: turned(train, view, clock.until(1.0))),
+        "tells": attempt_each([train, *evals], lambda view: tells(view, clock.until(1.0))),
     }
     return json.loads(json.dumps(result, default=str))
 

@@ -29,7 +29,7 @@ def learn(train: View, evals: list[View], until: float) -> Json:
     if not candidates:
         raise Unavailable("needs a validation split")
     other = candidates[0]
-    with _transforms_of(other, train):
+    with transforms_of(other, train):
         ours = _features(train, (time.monotonic() + until) / 2)
     theirs = _features(other, until)
     count = min(len(ours[1]), len(theirs[1]))
@@ -75,7 +75,7 @@ def _further(ours: Any, number: int, view: View, until: float) -> Json | None:
 
 
 @contextlib.contextmanager
-def _transforms_of(source: View, target: View) -> Iterator[None]:
+def transforms_of(source: View, target: View) -> Iterator[None]:
     """Lend the transforms of one split to the datasets of another, so that its items come without augmentation."""
     lent = []
     theirs = {name: value for dataset in reversed(source.chain) for name, value in attributes_of(dataset).items()}

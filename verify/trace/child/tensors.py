@@ -104,6 +104,7 @@ def describe_target(target: Tensor, ignored: int) -> dict[str, Any]:
             known = values[values != ignored]
             if len(known) < len(values) == target.numel():
                 described["ignored"] = len(values) - len(known)
+                described["ignored_class"] = ignored if ignored >= 0 else None
             values = known
         if values.numel():
             described["min"], described["max"] = values.min().item(), values.max().item()
