@@ -15,7 +15,6 @@ from tests.verify.test_data_rules import (
     N,
     Pictures,
     RandomFlip,
-    RandomShift,
     Run,
     Scaled,
     healthy_pair,
@@ -32,8 +31,7 @@ def transposed_evaluation() -> Run:
 
 
 def mirrored_evaluation() -> Run:
-    shifted = Pictures(RandomShift(), 0, CUT)
-    return Run(loader(shifted, shuffle=True), [loader(Pictures(lambda x: x.flip(-1), CUT))])
+    return Run(loader(Pictures(None, 0, CUT), shuffle=True), [loader(Pictures(lambda x: x.flip(-1), CUT))])
 
 
 def flips_in_training() -> Run:
