@@ -39,19 +39,19 @@ def storage_of(tensor: Tensor) -> int | None:
 
 
 def max_difference(a: Tensor, b: Tensor) -> float:
-    """The largest |a - b|; a NaN in both is no difference, other shapes an infinite one."""
+    """The largest |a - b|; the same NaN or infinity in both is no difference, other shapes an infinite one."""
     if a.shape != b.shape:
         return math.inf
     difference = (a - b).abs()
-    both_nan = a.isnan() & b.isnan()
-    return difference.masked_fill(both_nan, 0).max().item() if a.numel() else 0.0
+    same = (a == b) | (a.isnan() & b.isnan())
+    return difference.masked_fill(same, 0).max().item() if a.numel() else 0.0
 
 
 def same_tensor(a: Tensor | None, b: Tensor | None) -> bool:
     """Whether two tensors are equal but for rounding, or cannot be compared."""
     if a is None or b is None or a.shape != b.shape:
         return True  # nothing to compare
-    scale = a.abs().max().item() if a.numel() else 0.0
+    scale = a.abs().nan_to_num(0.0, 0.0).max().item() if a.numel() else 0.0
     return max_difference(a, b) <= 1e-5 * scale
 
 

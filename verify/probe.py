@@ -503,11 +503,9 @@ class ModelProbe:
             torch.set_num_threads(self.threads)
         if run.own_gradient or not math.isfinite(run.own_gradient):
             return with_hidden_branches(self, run)
-        trained = self.trained_model
-        if trained is None:
-            return run
-        self._evaluated = trained
-        return evaluate(self, trained)
+        # Where it cannot be trained, as with labels that it has no logits for, noise uncovers what zeros hide.
+        self._evaluated = self.trained_model or self.uncovered_model
+        return evaluate(self, self._evaluated)
 
     def only_projects(self, name: str) -> bool:
         """Whether forward uses a buffer as a matrix to multiply by, and as nothing else."""

@@ -419,6 +419,13 @@ def shuffled_labels() -> Run:
     return Run(loader(Pictures(Normalize(), 0, CUT, labels), shuffle=True), [loader(Pictures(Normalize(), CUT))])
 
 
+def shuffled_labels_of_a_small_evaluation() -> Run:
+    labels = LABELS.clone()
+    start = N - 250
+    labels[start:] = labels[start:][torch.randperm(250, generator=torch.Generator().manual_seed(1))]
+    return Run(loader(Pictures(None, 0, CUT), shuffle=True), [loader(Pictures(None, start, N, labels))])
+
+
 def renamed_labels() -> Run:
     evals = [loader(Pictures(Normalize(), CUT, N, (LABELS + 1) % 10))]
     return Run(loader(Pictures(Normalize(), 0, CUT), shuffle=True), evals)
@@ -607,6 +614,7 @@ PLANTED = [
     (viewed, "DAT211", Status.FAIL),
     (other_class_map, "DAT212", Status.FAIL),
     (shuffled_labels, "DAT213", Status.WARN),
+    (shuffled_labels_of_a_small_evaluation, "DAT213", Status.FAIL),
     (renamed_labels, "DAT213", Status.WARN),
     (renamed_labels_of_the_test, "DAT213", Status.WARN),
     (labels_from_one, "DAT214", Status.WARN),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def check(model: type[nn.Module], **spec: object) -> list[Check]:
     """Every check of the catalogue on a model class, in this process."""
     torch.manual_seed(0)
     output = CountingOutput()
-    settings = Spec(model=model.__name__, num_classes=CLASSES, input_size=[3, 16, 16], **spec)
+    settings = Spec(**({"num_classes": CLASSES, "input_size": [3, 16, 16]} | spec), model=model.__name__)
     probe = ModelProbe(Target(model.__name__, model), settings, torch.device("cpu"), 10.0, output.summary)
     reported: dict[str, str] = {}
     with contextlib.redirect_stdout(output):
@@ -64,6 +65,24 @@ def test_what_fails_on_another_device_is_explained_on_the_cpu(model: type[nn.Mod
     checks = [made for rule in select_rules([], []) for made in apply(rule, probe, {})]
     assert probe.device.type == "cpu"
     assert {"MOD102", code} <= codes(checks, Status.FAIL, Status.WARN)
+
+
+def test_a_head_of_zeros_with_too_few_logits_sees_its_input() -> None:
+    """It cannot be trained with labels that it has no logits for; only the number of classes is wrong."""
+    assert codes(check(planted.ZeroHead, num_classes=100), Status.FAIL, Status.ERROR) == {"MOD102"}
+
+
+class Exploded(planted.Base):
+    """As a run leaves a model that has diverged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight.data.fill_(math.nan)
+        self.block[0].weight.data.fill_(math.inf)
+
+
+def test_numbers_that_are_not_finite_are_no_change_of_state() -> None:
+    assert "MOD111" not in codes(check(Exploded), Status.FAIL)
 
 
 class Encoder(nn.Module):

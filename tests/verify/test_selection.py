@@ -67,6 +67,8 @@ def found(code: str, rule: str) -> bool:
         "def fit():\n    best_f1 = 0\n    for e in range(9):\n        if f1(e) >= best_f1:\n            save()\n",
         "best = 0\nfor e in range(9):\n    if acc > best:\n        save()\n    best = acc\n",
         "best = 0\nfor e in range(9):\n    is_best = acc > best\n    best = acc\n    save(is_best)\n",
+        "for e in range(9):\n    best, state = 0.0, None\n    acc = test()\n    if acc > best:\n        best = acc\n",
+        "for e in range(9):\n    best_loss = float('inf')\n    if loss(e) < best_loss:\n        best_loss = loss(e)\n",
     ],
 )
 def test_a_best_that_is_never_kept(code: str) -> None:
@@ -84,6 +86,9 @@ def test_a_best_that_is_never_kept(code: str) -> None:
         "best = 0\ndef test():\n    global best\n    for x in y:\n        if x > best:\n            best = x\n",
         "def run():\n    best = 0\n    def f(x):\n        nonlocal best\n        if x > best:\n            best = x\n",
         "best = 0\nfor e in range(9):\n    if acc > best:\n        save()\n    best = max(acc, best)\n",
+        "for fold in folds:\n    best = 0.0\n    for e in range(9):\n        if acc > best:\n            best = acc\n",
+        "for e in x:\n    best = 0\n    for t in cuts:\n        if f1(t) > best:\n            best = f1(t)\n",
+        "for e in range(9):\n    best = load_best()\n    if acc > best:\n        best = acc\n",
         "best = 0\nfor e in range(9):\n    if acc <= best:\n        continue\n    best = acc\n",
         "best = 0\nfor e in range(9):\n    is_best = acc > best\n    best = max(acc, best)\n    save(is_best)\n",
         "best = 0\nfor e in range(9):\n    is_best = acc > best\n    if is_best:\n        best = acc\n",

@@ -13,6 +13,7 @@ from verify.trace.record import NotSeenError, Record
 PREDICTABLE = 5.0
 CHANCE = 1.64
 UNPREDICTABLE = 3.0
+EXPECTED_ERRORS = 10.0  # that evaluation would be from chance if it were as predictable as training
 LEAST_LABELLED, LEAST_NUMBERED = 200, 300
 LEAST_STEPS = 40
 IGNORED_LABELS = {-100, -1, 255}
@@ -160,7 +161,8 @@ def labels_unrelated(record: Record) -> Iterator[Finding]:
 
     Why it matters: training on them is memorising; a score on them is chance.
     Found by: predicting each label from the nearest other sample. One split is predictable far beyond chance, the
-    other one, with as many samples, not at all; or both are, and a fixed renaming of classes is needed between them.
+    other one, with as many samples, not at all, nor from the first; or both are, and a fixed renaming of classes is
+    needed between them.
     Or nothing predicts them at all: not the nearest sample by pixels, by frequencies or by colours, not a plane
     through the samples, within a split or from one to the other, and the network's answers in evaluation stay at
     chance too. The same for a target that is one number.
@@ -201,6 +203,17 @@ def labels_unrelated(record: Record) -> Iterator[Finding]:
         return
     if "across" not in made or train["z"] < PREDICTABLE:
         return
+    if _only_evaluation_unrelated(record, probe, made):
+        across = made["across"]
+        yield Finding(
+            status=Status.FAIL,
+            measured=f"{measured}; {across['accuracy']:.0%} from training to evaluation",
+            expected="better than chance in both",
+            message="the evaluation labels look unrelated to the evaluation inputs",
+            location=place_of(_first_evaluation(probe)),
+            hint="are inputs and labels read, sorted or shuffled separately?",
+        )
+        return
     if made["same_labels"] and other["z"] >= PREDICTABLE and _is_renamed(made["across"], made["mapping"]):
         yield _renamed(probe, made["across"], made["mapping"], probe["evals"][0])
         return
@@ -210,6 +223,23 @@ def labels_unrelated(record: Record) -> Iterator[Finding]:
         if agrees and _is_renamed(further["across"], further["mapping"]) and _is_one_to_one(further["mapping"]):
             yield _renamed(probe, further["across"], further["mapping"], probe["evals"][further["eval"]])
             return
+
+
+def _first_evaluation(probe: Json) -> Json:
+    """The one that `learn` compares with training."""
+    return next((view for view in probe["evals"] if not view["is_train_loader"]), probe["evals"][0])
+
+
+def _only_evaluation_unrelated(record: Record, probe: Json, made: Json) -> bool:
+    """Whether the labels of evaluation follow neither from its own inputs nor from training, though they should."""
+    train, other, across = made["train"], made["eval"], made["across"]
+    chance = across["chance"]
+    expected = (train["accuracy"] - chance) / (max(chance * (1 - chance), 1e-6) / across["n"]) ** 0.5
+    if not made["same_labels"] or max(other["z"], across["z"], made["mapping"]["z"]) >= UNPREDICTABLE:
+        return False
+    number = _first_evaluation(probe)["id"]
+    answered = [one for one in record.evaluations if one.loader == number and one.accuracy is not None]
+    return expected >= EXPECTED_ERRORS and not any(_beats_chance(one.passes) for one in answered)
 
 
 def _is_renamed(across: Json, mapping: Json) -> bool:

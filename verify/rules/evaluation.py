@@ -275,7 +275,7 @@ def mean_of_batch_means(record: Record) -> Iterator[Finding]:
             measured=f"{name} = {value:.5g}",
             expected=f"{right:.5g}, the mean over samples",
             message=f"the last batch of {sizes[-1]} weighs as much as one of {sizes[0]}",
-            location=evaluation.values_loc or evaluation.passes[0]["loc"],
+            location=evaluation.passes[0]["loc"],
             hint="weigh each batch by its size, and divide by the number of samples",
         )
 
@@ -302,7 +302,7 @@ def metric_wrong(record: Record) -> Iterator[Finding]:
             measured=f"{name} = {value:.5g}, {what}",
             expected=f"{right:.5g}, the mean over samples",
             message="the reported loss is not the mean loss of the evaluation",
-            location=evaluation.values_loc or evaluation.passes[0]["loc"],
+            location=evaluation.passes[0]["loc"],
             hint="sum loss.item() * len(y) over all batches, and divide by the number of samples",
         )
     yield from _accuracy_mistakes(record)
@@ -351,7 +351,7 @@ def _accuracy_mistakes(record: Record) -> Iterator[Finding]:
                 measured=f"{name} = {value:.5g}, {what}",
                 expected=f"{accuracy:.5g}, the share of samples that are right",
                 message="the reported accuracy is not that of the evaluation",
-                location=evaluation.values_loc or evaluation.passes[0]["loc"],
+                location=evaluation.passes[0]["loc"],
                 hint="count the right ones over all batches, and divide by the number of samples",
             )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
 from verify.rules.checkpoint import weights_in
-from verify.source import Project, project_of, text_of
+from verify.source import Project, literal, project_of, text_of
 from verify.trace.record import NotSeenError, Record
 
 BEST = re.compile(r"(^|_)(best|lowest|highest)(_|$)|^best", re.IGNORECASE)
@@ -101,6 +101,16 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
                 hint=f"set {ast.unparse(place)} where the better model is saved",
             )
             return
+        anew = [s for s in given if _starts_anew(project, compare, s)]
+        if anew:
+            yield Finding(
+                measured=f"{ast.unparse(anew[0])}, before {ast.unparse(compare)} in the same loop",
+                expected=f"{_word(place)} starts once, before the loop",
+                message="the best result so far starts anew in every round, so that every result counts as the best",
+                location=project.at(anew[0]),
+                hint=f"move {ast.unparse(anew[0])} in front of the loop",
+            )
+            return
         always = [s for s in given if _is_set_always(project, compare, place, s)]
         if always and is_made_again(project, compare):
             yield Finding(
@@ -112,6 +122,22 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
             )
             return
     yield from _follows_the_latest(record, project)
+
+
+def _starts_anew(project: Project, compare: ast.Compare, statement: ast.stmt) -> bool:
+    """Whether a loop sets the best to a constant at the top of each round, and compares with it once in that round."""
+    loop = project.parent[statement]
+    rounds = next((node for node in project.ancestors(compare) if isinstance(node, ast.For | ast.While)), None)
+    if loop is not rounds or not isinstance(loop, ast.For) or project.scope(loop) is not project.scope(compare):
+        return False
+    values = statement.value if isinstance(statement, ast.Assign) else None
+    parts = values.elts if isinstance(values, ast.Tuple) else [values]
+    constant = any(isinstance(literal(part), int | float) or _is_infinity(part) for part in parts if part is not None)
+    return constant and statement.lineno < compare.lineno
+
+
+def _is_infinity(node: ast.expr) -> bool:
+    return bool(re.search(r"\binf(inity)?\b", ast.unparse(node)))
 
 
 def _is_set_always(project: Project, compare: ast.Compare, place: Place, statement: ast.stmt) -> bool:
