@@ -12,6 +12,7 @@ from verify.rules import Rule, Subject, select_rules
 from verify.spec import TrainingSpec
 from verify.trace.record import NotSeenError, Record
 
+UNFINISHED = (Status.FAIL, Status.ERROR)
 CHECK_FIELDS = {field.name for field in fields(Check)}
 
 
@@ -27,14 +28,25 @@ def judge(record: Record, select: list[str] | None = None, ignore: list[str] | N
     """
     started = time.monotonic()
     rules = _chosen(select or [], ignore or [])
+    others = [rule for rule in _of_the_run_itself(ignore or []) if rule not in rules]
     report = Report(target=record.command, device=record.device, torch=record.torch, notes=record.notes)
     for rule in rules:
         if rule.subject is Subject.RUN:
             report.checks += list(_apply(rule, record))
+    # Whatever was selected: what could not run cannot have passed.
+    report.checks += [check for rule in others for check in _apply(rule, record) if check.status in UNFINISHED]
     report.checks += _model_checks(record, rules)
     report.checks = _without_repeats(report.checks)
     report.seconds = record.seconds or time.monotonic() - started
     return report
+
+
+def _of_the_run_itself(ignore: list[str]) -> list[Rule]:
+    """The rules about whether the script ran, to its end and long enough to be judged; none if all are ignored."""
+    try:
+        return select_rules(["RUN"], ignore, Subject.RUN)
+    except ValueError:
+        return []
 
 
 def with_spec(record: Record, training: TrainingSpec | None) -> Record:

@@ -55,6 +55,29 @@ class Table(Lesions):
         self.frame = Frame(patient_id=[f"p{n}" for n in PATIENTS[rows]], age=[1.0] * len(rows))
 
 
+class Columns(Lesions):
+    def __init__(self, rows: Any) -> None:
+        super().__init__(rows, field="unused")
+        self.columns = {"patient_id": PATIENTS[rows].tolist(), "age": [1.0] * len(rows)}
+
+
+class Rows(Lesions):
+    def __init__(self, rows: Any) -> None:
+        super().__init__(rows, field="unused")
+        self.rows = [{"patient_id": f"p{n}", "age": 1.0} for n in PATIENTS[rows]]
+
+
+class Described(Lesions):
+    """Each item says which patient it is of; the dataset keeps it where nobody looks."""
+
+    def __init__(self, rows: Any) -> None:
+        super().__init__(rows, field="unused")
+        self.described = [("", f"p{n}") for n in PATIENTS[rows]]
+
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]]:
+        return self.x[item], self.y[item], {"patient_id": self.described[item][1]}
+
+
 def found(train: Dataset, other: Dataset, source: str = "") -> list[Finding]:
     run = Run(DataLoader(train, 16, shuffle=True), [DataLoader(other, 16)], image_like=False, source=source)
     try:
@@ -64,6 +87,7 @@ def found(train: Dataset, other: Dataset, source: str = "") -> list[Finding]:
 
 
 HALF = len(ORDER) // 2
+FEW_SHARED = np.concatenate([ORDER[~BY_PATIENT], ORDER[np.isin(PATIENTS, (0, 3, 6, 9))][::2]])
 ANEW = np.concatenate([np.unique(part, return_inverse=True)[1] for part in (PATIENTS[:HALF], PATIENTS[HALF:])])
 
 
@@ -73,8 +97,12 @@ ANEW = np.concatenate([np.unique(part, return_inverse=True)[1] for part in (PATI
         (Lesions(ORDER[:HALF]), Lesions(ORDER[HALF:])),
         (Table(ORDER[:HALF]), Table(ORDER[HALF:])),
         (Subset(Lesions(), range(HALF)), Subset(Lesions(), range(HALF, len(ORDER)))),
+        (Columns(ORDER[:HALF]), Columns(ORDER[HALF:])),
+        (Rows(ORDER[:HALF]), Rows(ORDER[HALF:])),
+        (Described(ORDER[:HALF]), Described(ORDER[HALF:])),
+        (Lesions(ORDER[BY_PATIENT]), Lesions(FEW_SHARED)),
     ],
-    ids=["arrays", "table", "subsets"],
+    ids=["arrays", "table", "subsets", "columns", "rows", "items", "few"],
 )
 def test_patients_in_both_splits(train: Dataset, other: Dataset) -> None:
     assert "patient" in found(train, other)[0].message
@@ -91,6 +119,7 @@ def test_subjects_count_when_the_source_splits_by_them() -> None:
     [
         (Lesions(ORDER[BY_PATIENT]), Lesions(ORDER[~BY_PATIENT])),
         (Table(ORDER[BY_PATIENT]), Table(ORDER[~BY_PATIENT])),
+        (Described(ORDER[BY_PATIENT]), Described(ORDER[~BY_PATIENT])),
         (Lesions(ORDER[:HALF], field="ids"), Lesions(ORDER[HALF:], field="ids")),
         (Lesions(ORDER[:HALF], ids=ORDER), Lesions(ORDER[HALF:], ids=ORDER)),
         (Lesions(ORDER[:HALF], ids=ANEW), Lesions(ORDER[HALF:], ids=ANEW)),
@@ -99,7 +128,7 @@ def test_subjects_count_when_the_source_splits_by_them() -> None:
             Lesions(ORDER[HALF:], labels=torch.from_numpy(PATIENTS)),
         ),
     ],
-    ids=["apart", "table-apart", "unknown-field", "one-each", "counted-anew", "recognised"],
+    ids=["apart", "table-apart", "items-apart", "unknown-field", "one-each", "counted-anew", "recognised"],
 )
 def test_patients_apart_and_fields_that_say_nothing(train: Dataset, other: Dataset) -> None:
     assert not found(train, other)

@@ -180,12 +180,17 @@ class Files(Dataset):
         return (x + torch.randn(8, 8) if self.augment else x), i % 3
 
 
-@pytest.mark.parametrize(("seed", "bad"), [(0, True), (1, False)])
-def test_files_of_equal_content(tmp_path: Path, seed: int, bad: bool) -> None:
+@pytest.mark.parametrize(
+    ("seed", "level", "bad"),
+    [(0, 6, True), (0, 0, True), (1, 6, False)],
+    ids=["copied", "saved-again", "others"],
+)
+def test_files_of_equal_content(tmp_path: Path, seed: int, level: int, bad: bool) -> None:
     for split, count, start in (("train", 80, 0), ("val", 40, seed)):
         rng = np.random.default_rng(start)
         for i in range(count):
-            Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(tmp_path / f"{split}_{i}.png")
+            picture = Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8))
+            picture.save(tmp_path / f"{split}_{i}.png", compress_level=level if split == "val" else 6)
     train = DataLoader(Files(tmp_path, "train", augment=True), batch_size=16, shuffle=True)
     made = found(splits_overlap, train, DataLoader(Files(tmp_path, "val"), batch_size=16))
     assert bool(made) is bad

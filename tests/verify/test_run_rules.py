@@ -819,6 +819,13 @@ def test_a_note_is_told_and_never_counted(code: str, change: Change):
     assert [check.status for check in checks(code, change)] == [Status.NOTE]
 
 
+def test_what_could_not_run_has_not_passed_whatever_was_selected():
+    for made in (crash(Run()), crash(untrained(Run()))):
+        assert judge(made.record(), ["DAT"]).exit_code
+    assert not judge(Run().record(), ["LRS"]).exit_code
+    assert not judge(crash(Run()).record(), ["LRS"], ["RUN"]).exit_code
+
+
 def test_a_healthy_run_passes_every_rule():
     report = judge(Run().record())
     assert not report.of(*BAD), report.of(*BAD)

@@ -12,6 +12,7 @@ from verify.trace.record import NotSeenError, Record
 
 # Of splits by chance nearly every group has samples in training; of a few that are shared on purpose, not.
 MIXED = 0.5
+FEW_MIXED, FEWEST = 0.05, 3  # of groups that must never be
 # Groups that no protocol mixes; of others the source must say that it keeps them apart.
 ALWAYS_APART = ("patient",)
 
@@ -22,9 +23,10 @@ def groups_mixed(record: Record) -> Iterator[Finding]:
 
     Why it matters: pictures of one patient are nearly the same; the score says how well patients are recognised, not
     how well new ones are judged.
-    Found by: a field of the datasets that says which patient each sample is of, compared between the splits: half of
-    the patients of an evaluation and more are trained on. Subjects, speakers, users and the like count when the source
-    says that it splits by them.
+    Found by: a field of the datasets that says which patient each sample is of, compared between the splits: a
+    twentieth of the patients of an evaluation and more are trained on. Subjects, speakers, users and the like count
+    when half of them are and the source says that it splits by them. The field may be an attribute, a column, or an
+    entry of each item.
     Not an error: groups that are what is to be recognised; numbers that each split counts anew; a protocol that tests
     subjects on later sessions of their own.
 
@@ -39,7 +41,8 @@ def groups_mixed(record: Record) -> Iterator[Finding]:
     trained_on = [place_of(v) for v, made in zip(probe["evals"], overlaps, strict=False) if _is_of_training(made)]
     for view, made in measured_evals(probe, parts):
         apart = made["stem"] in ALWAYS_APART or _splits_by(record, made["stem"])
-        if made["share"] >= MIXED and apart and place_of(view) not in trained_on:
+        few = made["stem"] in ALWAYS_APART and made["share"] >= FEW_MIXED and made["common"] >= FEWEST
+        if (few or (apart and made["share"] >= MIXED)) and place_of(view) not in trained_on:
             yield Finding(
                 measured=f"{made['common']} of {made['n']} {made['stem']}s of the evaluation are in training too "
                 f"({made['field']})",

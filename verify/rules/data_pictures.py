@@ -69,10 +69,9 @@ def input_names_class(record: Record) -> Iterator[Finding]:
     References: Kaufman et al. 2012, "Leakage in data mining".
     """
     probe = data_probe(record)
-    parts = probe.get("tells")
-    made = [one for one in (parts if isinstance(parts, list) else []) if not one.get("skipped")]
-    if not made:
-        raise NotSeenError(next((one["skipped"] for one in parts or [] if isinstance(one, dict)), "not measured"))
+    parts: list[Json] = probe["tells"] if isinstance(probe.get("tells"), list) else []
+    if all(one.get("skipped") for one in parts):
+        raise NotSeenError(next((one["skipped"] for one in parts), "not measured"))
     views = [probe["train"], *probe["evals"]]
     for view, one in zip(views, parts, strict=False):
         if one.get("skipped") or not one["told"]:

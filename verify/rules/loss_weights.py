@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
@@ -158,8 +159,8 @@ def class_not_counted(record: Record) -> Iterator[Finding]:
 
 
 def _is_by_sample(event: Event) -> bool:
-    target = event.get("target")
-    return bool(target) and len(target["shape"]) == 1 and not target["float"] and len(event["input"]["shape"]) == 2
+    target: dict[str, Any] = event.get("target") or {"shape": []}
+    return len(target["shape"]) == 1 and not target["float"] and len(event["input"]["shape"]) == 2
 
 
 def _weigh_nothing(events: list[Event]) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from .items import attributes_of, target_of
@@ -47,7 +48,7 @@ def _groups(view: View) -> dict[str, list[str]]:
     """The group of each sample of a loader, for each field of its dataset that names one."""
     if not view.map_style or len(view.keys) > MOST_SAMPLES:
         return {}
-    found = _fields(view.dataset, view.keys)
+    found = {**_fields_of_items(view), **_fields(view.dataset, view.keys)}
     if view.base is not view.dataset and view.positions is not None:
         found = {**_fields(view.base, view.positions), **found}
     return found
@@ -59,12 +60,36 @@ def _fields(dataset: Any, positions: Any) -> dict[str, list[str]]:
         columns = {name: value}
         if type(value).__module__.startswith("pandas") and hasattr(value, "columns"):
             columns = {str(column): value[column].to_numpy() for column in value.columns}
+        elif isinstance(value, dict):
+            columns = {str(column): values for column, values in value.items()}
+        elif isinstance(value, (list, tuple)) and len(value) == count and count and isinstance(value[0], dict):
+            columns = {str(column): [row.get(column) for row in value] for column in value[0]}
         for column, values in columns.items():
             if GROUP.search(column) and hasattr(values, "__len__") and len(values) == count:
                 plain = values.tolist() if hasattr(values, "tolist") else values
                 if isinstance(plain, (list, tuple)) and all(isinstance(v, (str, int)) for v in plain):
                     found[column] = [str(plain[int(position)]) for position in positions]
     return found
+
+
+def _fields_of_items(view: View) -> dict[str, list[str]]:
+    """What the fetched items themselves say, in a dict at any depth; of the sampled ones alone."""
+    found: dict[str, list[str]] = {}
+    for _, item in view.sample:
+        for name, value in _entries(item):
+            if GROUP.search(name) and isinstance(value, (str, int)) and not isinstance(value, bool):
+                found.setdefault(name, []).append(str(value))
+    return {name: values for name, values in found.items() if len(values) == len(view.sample)}
+
+
+def _entries(item: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(item, dict):
+        for name, value in item.items():
+            yield str(name), value
+            yield from _entries(value)
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            yield from _entries(part)
 
 
 def _is_counted(groups: set[str]) -> bool:
@@ -75,7 +100,8 @@ def _is_counted(groups: set[str]) -> bool:
 
 
 def _are_targets(view: View, groups: list[str]) -> bool:
-    by_key = dict(zip(view.keys, groups))
+    of_items = len(groups) == len(view.sample) != len(view.keys)
+    by_key = dict(zip([key for key, _ in view.sample] if of_items else view.keys, groups))
     seen = [(by_key.get(key), target_of(item)) for key, item in view.sample]
     targets = {str(target) for _, target in seen}
     return len(targets) >= OF_TARGETS * len({group for group, _ in seen})

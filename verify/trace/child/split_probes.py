@@ -9,6 +9,7 @@ from typing import Any
 
 from .augmentation_probes import variation
 from .items import digest_of, item_digest, spread_out
+from .learn_probes import transforms_of
 from .measuring import Json, Unavailable
 from .stored import without_padding
 from .views import View
@@ -34,6 +35,7 @@ def overlap(train: View, other: View, until: float) -> Json:
         result = in_common(ours[1], theirs_raw[1], method=ours[0].split(" ")[0])
         if ours[0] == "files" and not result["common"] and time.monotonic() < until:
             result = _common_files(ours[1], theirs_raw[1], until)
+            result = result if result["common"] else _as_the_same_pictures(train, other, until) or result
         return result
     if ours and theirs_raw:
         padded = without_padding(train, other, until)
@@ -41,7 +43,8 @@ def overlap(train: View, other: View, until: float) -> Json:
         if result.get("common"):
             return result
     if _have_files(train) and _have_files(other):
-        return _overlap_of_opened(train, other, until)
+        made = _overlap_of_opened(train, other, until)
+        return made if made["common"] else _as_the_same_pictures(train, other, until) or made
     return _overlap_of_items(train, other, until)
 
 
@@ -73,6 +76,16 @@ def _overlap_of_opened(train: View, other: View, until: float) -> Json:
         "common": common,
         "share": min(1.0, common / max(1, len(theirs)) / max(covered, 1e-9)),
     }
+
+
+def _as_the_same_pictures(train: View, other: View, until: float) -> Json | None:
+    """Items of other files that are equal nevertheless, once both are read without augmentation; None if none are."""
+    try:
+        with transforms_of(other, train):
+            made = _overlap_of_items(train, other, until)
+    except Unavailable:
+        return None
+    return made if made["common"] else None
 
 
 def in_common(ours: list[Any], theirs: list[Any], method: str) -> Json:
