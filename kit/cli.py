@@ -639,6 +639,7 @@ def _run() -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        typer.echo(f"kit: {error.format_message()} (see kit --help)", err=True)
+        named = "name the model with --model" if "unexpected extra" in error.format_message() else "see kit --help"
+        typer.echo(f"kit: {error.format_message()} ({named if 'verify' in sys.argv else 'see kit --help'})", err=True)
         return WRONG_USE
     return result if isinstance(result, int) else 0

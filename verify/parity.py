@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from verify.dataflow import follow_forward
-from verify.faults import ModelRaisedError, user_code
+from verify.faults import ModelRaisedError, UnavailableError, user_code
 from verify.locate import Difference, first_difference
 from verify.matching import FUSED, Layout, Matching, match, side_by_side
 from verify.outputs import main_logits
@@ -85,7 +85,11 @@ class Parity:
     @cached_property
     def uses(self) -> tuple[Uses, Uses]:
         """How the reference and the model use their parameters."""
-        return self._uses(self.target), self._uses(self.probe.target)
+        try:
+            reference = self._uses(self.target)
+        except ModelRaisedError as error:  # nothing is known of the model then
+            raise UnavailableError(f"nothing was compared: the reference raises {error}") from None
+        return reference, self._uses(self.probe.target)
 
     def _uses(self, target: Target) -> Uses:
         try:

@@ -296,9 +296,10 @@ class ModelProbe:
 
     @cached_property
     def parameter_table(self) -> list[tuple[str, int]]:
-        """(name, parameters) of each direct child that has any."""
+        """(name, parameters) of each direct child, and of each parameter that the model holds itself."""
         model = self.meta_model or self.model
-        return [(name, sum(p.numel() for p in child.parameters())) for name, child in model.named_children()]
+        own = [(name, p.numel()) for name, p in model.named_parameters(recurse=False)]
+        return own + [(name, sum(p.numel() for p in child.parameters())) for name, child in model.named_children()]
 
     @cached_property
     def frozen(self) -> dict[str, bool]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from verify.report import Check, Finding, Report, Status
+from verify.report import Check, Finding, Report, Status, plural
 from verify.rules import Rule, Subject, select_rules
 from verify.spec import TrainingSpec
 from verify.trace.record import NotSeenError, Record
 
+NO_TIME = ("out of time", "no time was left for it")  # as the probes say it
 UNFINISHED = (Status.FAIL, Status.ERROR)
 CHECK_FIELDS = {field.name for field in fields(Check)}
 
@@ -37,6 +38,9 @@ def judge(record: Record, select: list[str] | None = None, ignore: list[str] | N
     report.checks += [check for rule in others for check in _apply(rule, record) if check.status in UNFINISHED]
     report.checks += _model_checks(record, rules)
     report.checks = _without_repeats(report.checks)
+    late = sum(check.status is Status.SKIP and check.message in NO_TIME for check in report.checks)
+    if late:
+        report.notes = [*report.notes, f"{plural(late, 'check')} not made for lack of time; --full gives it more"]
     report.seconds = record.seconds or time.monotonic() - started
     return report
 

@@ -72,6 +72,18 @@ def test_finding_says_counterpart_difference_and_place() -> None:
     assert "norm still agrees; head" in like_timm(BUGS["mean pooling"][0])["PAR132"].hint
 
 
+def test_a_reference_that_does_not_run_is_no_difference() -> None:
+    """Nothing was compared then, which is neither a pass nor a failure of the model."""
+
+    class TakesNothing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("another size, please")
+
+    checks = compare(Target("own", timm_style), Target("reference", TakesNothing))
+    assert {check.status for check in checks.values()} == {Status.ERROR}
+    assert "the reference raises ValueError: another size, please" in checks["PAR131"].message
+
+
 @pytest.mark.parametrize("name", OTHER_STRUCTURE)
 def test_other_structure_names_the_first_difference_and_shows_both(name: str) -> None:
     model, first = OTHER_STRUCTURE[name]

@@ -72,6 +72,18 @@ def test_a_head_of_zeros_with_too_few_logits_sees_its_input() -> None:
     assert codes(check(planted.ZeroHead, num_classes=100), Status.FAIL, Status.ERROR) == {"MOD102"}
 
 
+def test_parts_of_a_count_hold_what_the_model_itself_holds() -> None:
+    class WithTable(planted.Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(7))
+
+    (count,) = [made for made in check(WithTable, expect_params="5") if made.code == "MOD103"]
+    parts = [int(part.rpartition(" ")[2].replace(",", "")) for part in count.hint.removeprefix("by part: ").split(", ")]
+    assert "table 7, " in count.hint
+    assert f"{sum(parts):,}" == count.measured
+
+
 class Exploded(planted.Base):
     """As a run leaves a model that has diverged."""
 

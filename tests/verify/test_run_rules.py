@@ -207,6 +207,9 @@ def evaluations_up_and_down(run: Run, losses: tuple[float, ...]) -> Run:
     return run
 
 
+NO_TIME = ("MOD104", "MOD105")
+
+
 def crash(run: Run, error: str = "ValueError", **fields: object) -> Run:
     run.put("run", code=1)
     return run.more("crash", error=error, message="no such thing", more="", loc="train.py:7", module="thing", **fields)
@@ -824,6 +827,13 @@ def test_what_could_not_run_has_not_passed_whatever_was_selected():
         assert judge(made.record(), ["DAT"]).exit_code
     assert not judge(Run().record(), ["LRS"]).exit_code
     assert not judge(crash(Run()).record(), ["LRS"], ["RUN"]).exit_code
+
+
+def test_a_lack_of_time_is_told():
+    checks = [{"code": code, "name": "x", "status": "skip", "message": "no time was left for it"} for code in NO_TIME]
+    report = judge(Run().more("probe", name="model", result={"checks": checks}).record())
+    assert "2 checks not made for lack of time; --full gives it more" in report.notes
+    assert not any("lack of time" in note for note in judge(Run().record()).notes)
 
 
 def test_a_healthy_run_passes_every_rule():
