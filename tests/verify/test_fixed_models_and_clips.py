@@ -135,6 +135,22 @@ def test_gradients_of_another_model_are_clipped(run: Run, bad: bool):
     assert bool(found("TRN417", run)) is bad
 
 
+@pytest.mark.parametrize(
+    ("run", "bad"),
+    [
+        (clipped(graded=2, left_out=20, loc="train.py:40"), True),
+        (clipped(graded=22, left_out=0, loc="train.py:40"), False),
+        (clipped(graded=20, left_out=2, loc="train.py:40"), False),
+        (clipped(graded=2, left_out=20, loc=lambda e: f"train.py:{40 + e['n'] % 2}"), False),
+        (clipped(graded=2, left_out=20, loc="train.py:40", limit="inf"), False),
+        (clipped(graded=2, left_out=None, loc="train.py:40"), False),
+    ],
+    ids=["head", "all", "most", "several-calls", "measured", "several-optimizers"],
+)
+def test_a_part_of_the_gradients_is_clipped(run: Run, bad: bool):
+    assert bool(found("TRN419", run)) is bad
+
+
 def test_a_schedule_that_is_stepped_once_an_epoch_of_batches_cut_by_hand():
     run = Run(12).put("scheduler", cls="OneCycleLR", numbers={"total_steps": 12 * BATCHES})
     run.drop("iter_begin", "iter_end").put("step", iteration=None)

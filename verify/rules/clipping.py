@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from verify.report import Finding
+from verify.report import Finding, Status
 from verify.rules import Subject, rule
 from verify.trace.record import Event, NotSeenError, Record
 
@@ -48,6 +48,33 @@ def clip_of_others(record: Record) -> Iterator[Finding]:
                 location=place,
                 hint="clip the parameters of the network whose optimizer steps",
             )
+
+
+@rule("TRN419", severity=Status.WARN, subject=Subject.RUN)
+def clip_of_a_part(record: Record) -> Iterator[Finding]:
+    """Only a part of the gradients is clipped.
+
+    Why it matters: the gradients of the others explode as before, and the norm that is printed is not that of the step.
+    Found by: at each call, the tensors of the optimizer that have a gradient and are not among those that are clipped:
+    half and more of them, which no other call clips.
+    Not an error: several calls for several parts; parts with a limit of their own; a backbone that is frozen.
+
+    Wrong: `clip_grad_norm_(model.head.parameters(), 1.0)`
+    Right: `clip_grad_norm_(model.parameters(), 1.0)`
+    """
+    clips = [c for c in record.of("clip") if c.get("left_out") is not None and c.get("holders") and _limits(c)]
+    if not clips:
+        raise NotSeenError("no gradients of an optimizer are clipped")
+    places = {c["loc"] for c in clips}
+    if len(places) == 1 and len(clips) >= FEW and all(c["left_out"] >= max(2, c["graded"]) for c in clips):
+        clip = clips[0]
+        yield Finding(
+            measured=f"{clip['graded']} of {clip['graded'] + clip['left_out']} tensors with a gradient",
+            expected="all that the step is made with",
+            message="most gradients of the optimizer are never clipped",
+            location=clip["loc"],
+            hint="clip_grad_norm_(model.parameters(), limit)",
+        )
 
 
 def _limits(clip: Event) -> bool:

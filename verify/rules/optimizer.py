@@ -308,6 +308,39 @@ def update_size_odd(record: Record) -> Iterator[Finding]:
         )
 
 
+@rule("OPT722", severity=Status.WARN, subject=Subject.RUN)
+def weight_decay_strong(record: Record) -> Iterator[Finding]:
+    """Weight decay shrinks the weights faster than training can build them.
+
+    Why it matters: the network underfits, and no learning rate helps; often a digit too many, or the number of another
+    optimizer.
+    Found by: the settings of the optimizers that step: what a step takes off every weight, its rate times its decay,
+    0.1% and more with a decay of 1 and more (decoupled) or of 0.05 and more (SGD).
+    Not an error: 0.3 with AdamW, as for vision transformers; 0.005 with SGD; a decay on a group that is not trained.
+
+    Wrong: `AdamW(model.parameters(), lr=3e-3, weight_decay=10)`
+    Right: `AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)`
+    """
+    for optimizer in _stepped(record):
+        limit = STRONG_DECAY.get(optimizer["cls"], math.inf)
+        for group in optimizer["groups"]:
+            decay, rate = group.get("weight_decay") or 0, group.get("lr") or 0
+            if decay >= limit and decay * rate >= SHRINKS:
+                yield Finding(
+                    measured=f"{optimizer['cls']} with weight_decay {decay:g}, {decay * rate:.1%} a step",
+                    expected=f"less than {limit:g}",
+                    message="weight decay is far stronger than any usual recipe",
+                    location=optimizer["loc"],
+                    hint="usual values: 0.01 to 0.3 for AdamW, 1e-4 to 5e-4 for SGD",
+                )
+                return
+
+
+# The decay from which it is strong, of the optimizers in which it means the same everywhere.
+STRONG_DECAY = {"AdamW": 1.0, "SGD": 0.05}
+SHRINKS = 1e-3  # of a weight, a step
+
+
 @rule("OPT710", subject=Subject.RUN)
 def frozen_parameters_move(record: Record) -> Iterator[Finding]:
     """Frozen parameters change.

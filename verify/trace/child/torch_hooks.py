@@ -455,7 +455,8 @@ def _note_clip(recorder: Recorder, name: str, args: tuple, options: dict, result
         backwards=backwards,
         tensors=len(tensors),
         graded=sum(getattr(p, "grad", None) is not None for p in tensors),
-        holders=_holders(recorder, ids),
+        holders=(holders := _holders(recorder, ids)),
+        left_out=_left_out(recorder, ids, holders),
         step=recorder.step,
         iteration=recorder.current.iteration if recorder.current is not None else None,
         loc=recorder.here(),
@@ -468,6 +469,14 @@ def _holders(recorder: Recorder, ids: set[int]) -> list[int] | None:
         return None
     infos = list(recorder.optimizers.values())[:8]
     return [info.number for info in infos if any(id(p) in ids for p in info.parameters())]
+
+
+def _left_out(recorder: Recorder, ids: set[int], holders: list[int] | None) -> int | None:
+    """How many tensors with a gradient the one optimizer of these tensors holds beside them."""
+    if holders is None or len(holders) != 1:
+        return None
+    info = next(info for info in recorder.optimizers.values() if info.number == holders[0])
+    return sum(p.grad is not None and id(p) not in ids for p in info.parameters())
 
 
 def _hook_amp(recorder: Recorder) -> None:
