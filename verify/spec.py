@@ -218,7 +218,10 @@ def load_spec(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecError(f"{path} does not exist; name a model with --model, or write a {SPEC_FILE}") from None
+        raise SpecError(
+            f"{path} does not exist; name a model with --model FILE.py:CLASS --input-size C,H,W --num-classes N "
+            f"(`kit facts` lists the classes), or write a {SPEC_FILE}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
