@@ -29,6 +29,7 @@ MODULES = (
     "structure",
     "data",
     "data_fitting",
+    "data_before_split",
     "data_pictures",
     "data_stored",
     "data_per_split",

@@ -166,7 +166,7 @@ def own_statistics(record: Record) -> Iterator[Finding]:
     Right: `mean, std = x_train.mean(0), x_train.std(0)`, and `(x - mean) / std` for every split
     """
     project = project_of(record)
-    found = [one for node in project.nodes(ast.BinOp) if (one := _standardised(project, node)) is not None]
+    found = [one for node in project.nodes(ast.BinOp) if (one := standardised(project, node)) is not None]
     for one in found:
         if OF_OUTPUTS.search(one.text):
             continue
@@ -181,7 +181,8 @@ def own_statistics(record: Record) -> Iterator[Finding]:
             return
 
 
-def _standardised(project: Project, node: ast.BinOp) -> Standardised | None:
+def standardised(project: Project, node: ast.BinOp) -> Standardised | None:
+    """`(x - x.mean()) / x.std()`, over the samples of x, if that is what an expression is."""
     above = node.left
     if not isinstance(node.op, ast.Div) or not isinstance(above, ast.BinOp) or not isinstance(above.op, ast.Sub):
         return None
