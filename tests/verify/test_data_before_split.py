@@ -67,7 +67,7 @@ def test_fitted_on_all_samples(code: str, status: Status) -> None:
         "model = make_pipeline(StandardScaler(), net)\n" + SPLIT,
         "y = LabelEncoder().fit_transform(y)\n" + SPLIT,
         "Z = PCA(2).fit_transform(X)\nplot(Z)\n" + SPLIT,
-        "for train, test in KFold(5).split(X):\n    s = StandardScaler().fit(X[train])\n    a = s.transform(X[train])\n",
+        "for train, test in KFold(5).split(X):\n    s = StandardScaler().fit(X[train])\n    a = s.transform(X[test])",
         "X = X / 255.0\n" + SPLIT,
         "X = (X - 0.1307) / 0.3081\n" + SPLIT,
         "X = (X - X.mean(1, keepdims=True)) / X.std(1, keepdims=True)\n" + SPLIT,

@@ -143,10 +143,14 @@ def _split_after(project: Project, one: Learned) -> ast.AST | None:
 def _statements_after(
     project: Project, scope: ast.AST, node: ast.expr
 ) -> list[ast.Assign | ast.AnnAssign | ast.Return | ast.Expr]:
-    kinds = (ast.Assign, ast.AnnAssign, ast.Return, ast.Expr)
-    found = [statement for kind in kinds for statement in project.nodes(kind) if project.scope(statement) is scope]
+    found: list[ast.Assign | ast.AnnAssign | ast.Return | ast.Expr] = [
+        *project.nodes(ast.Assign),
+        *project.nodes(ast.AnnAssign),
+        *project.nodes(ast.Return),
+        *project.nodes(ast.Expr),
+    ]
     end = node.end_lineno or node.lineno
-    return sorted((one for one in found if one.lineno > end), key=lambda one: one.lineno)
+    return sorted((n for n in found if project.scope(n) is scope and n.lineno > end), key=lambda n: n.lineno)
 
 
 def _splits(project: Project, call: ast.Call, held: set[str]) -> bool:
