@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.verify import parity_models
+from tests.verify import forked, parity_models
 from tests.verify.parity_models import BUGS, DEPTH, EPSILON, HEALTHY, OTHER_STRUCTURE, timm_style
 from verify.probe import ModelProbe
 from verify.report import Check, Status
@@ -194,8 +193,7 @@ def test_following_leaves_no_trace_on_the_model() -> None:
 
 
 def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "kit", "verify", *arguments]
-    return subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=120)
+    return forked.kit(HERE.parent, "verify", *arguments)
 
 
 @pytest.mark.slow

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import psutil
 import pytest
 
+from tests.verify import forked
 from verify.targets import resolve
 
 HOSTILE = """
@@ -108,6 +110,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
 def kit(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "kit", *arguments]
     return subprocess.run(
@@ -115,8 +120,8 @@ def kit(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-def verify_json(folder: Path, target: str, *arguments: str) -> tuple[int, dict]:
-    result = kit(folder, "verify", "--model", target, "--format", "json", *arguments)
+def verify_json(folder: Path, target: str, *arguments: str, run: Run = kit) -> tuple[int, dict]:
+    result = run(folder, "verify", "--model", target, "--format", "json", *arguments)
     assert "Traceback" not in result.stderr
     return result.returncode, json.loads(result.stdout)
 
@@ -212,7 +217,7 @@ def test_nothing_is_left_in_the_project(folder: Path) -> None:
     ],
 )
 def test_targets(folder: Path, target: str) -> None:
-    code, report = verify_json(folder, target, *QUICK, "--expect-params", "1514")
+    code, report = verify_json(folder, target, *QUICK, "--expect-params", "1514", run=forked.kit)
     assert (code, report["target"]) == (0, target)
     assert set(report) == {"schema", "passed", "target", "device", "torch", "seconds", "checks"}
     keys = {"code", "name", "status", "measured", "expected", "message", "hint", "location", "seconds"}
@@ -220,13 +225,15 @@ def test_targets(folder: Path, target: str) -> None:
 
 
 def test_number_of_classes_reaches_the_constructor(folder: Path) -> None:
-    code, report = verify_json(folder, "net.py:make", *QUICK, "--num-classes", "7")
+    code, report = verify_json(folder, "net.py:make", *QUICK, "--num-classes", "7", run=forked.kit)
     assert code == 0
     assert "(2, 7)" in next(c["measured"] for c in report["checks"] if c["code"] == "MOD102")
 
 
 def test_kwargs(folder: Path) -> None:
-    code, _ = verify_json(folder, "net.py:NeedsDepth", *QUICK, "--kwargs", "depth=16", "--expect-params", "3018")
+    code, _ = verify_json(
+        folder, "net.py:NeedsDepth", *QUICK, "--kwargs", "depth=16", "--expect-params", "3018", run=forked.kit
+    )
     assert code == 0
 
 
@@ -260,7 +267,7 @@ def test_kwargs(folder: Path) -> None:
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(folder: Path, arguments: list[str], phrase: str) -> None:
-    result = kit(folder, "verify", *arguments, CUDA_VISIBLE_DEVICES="")
+    result = forked.kit(folder, "verify", *arguments, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 2
     assert phrase in result.stderr
     assert result.stderr.count("\n") == 1
@@ -268,7 +275,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(folder: Path, arguments: list[str
 
 
 def test_unusable_target_is_still_json(folder: Path) -> None:
-    code, report = verify_json(folder, "net.py:Nothing")
+    code, report = verify_json(folder, "net.py:Nothing", run=forked.kit)
     assert code == 2
     assert report["passed"] is False
     assert statuses(report) == {"MOD101": "error"}
@@ -288,7 +295,7 @@ def test_unusable_target_is_still_json(folder: Path) -> None:
 )
 def test_broken_spec_is_one_line(tmp_path: Path, text: str, phrase: str) -> None:
     (tmp_path / "verify.yaml").write_text(text)
-    result = kit(tmp_path, "verify")
+    result = forked.kit(tmp_path, "verify")
     assert result.returncode == 2
     assert phrase in result.stderr
     assert result.stderr.count("\n") == 1
@@ -300,15 +307,15 @@ def test_spec_of_a_project(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "verify.yaml").write_text(
         "model: net.py:Healthy\ninput_size: [3, 16, 16]\nexpect_params: 1514\nselect: [MOD101, MOD102, MOD103]\n"
     )
-    assert kit(tmp_path, "verify").returncode == 0
-    assert kit(folder, "verify", "--project", str(tmp_path)).returncode == 0
-    assert kit(tmp_path, "verify", "--expect-params", "1515").returncode == 1
+    assert forked.kit(tmp_path, "verify").returncode == 0
+    assert forked.kit(folder, "verify", "--project", str(tmp_path)).returncode == 0
+    assert forked.kit(tmp_path, "verify", "--expect-params", "1515").returncode == 1
 
 
 def test_formats(folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     target = ("--model", "net.py:Frozen", "--input-size", "3,16,16", "--select", "MOD101,MOD102,GRD303")
-    result = kit(folder, "verify", *target, "--format", "junit", "-o", str(report))
+    result = forked.kit(folder, "verify", *target, "--format", "junit", "-o", str(report))
     assert (result.returncode, result.stdout) == (1, "")
     suite = ElementTree.parse(report).getroot()[0]
     assert suite.attrib["tests"] == "3"
@@ -316,13 +323,13 @@ def test_formats(folder: Path, tmp_path: Path) -> None:
     (failure,) = suite.iter("failure")
     assert "frozen" in failure.attrib["message"]
 
-    text = kit(folder, "verify", "--model", "net.py:Frozen", *QUICK).stdout
+    text = forked.kit(folder, "verify", "--model", "net.py:Frozen", *QUICK).stdout
     assert "passed" in text.splitlines()[0]
     assert "\x1b" not in text
 
 
 def test_failure_shows_both_numbers(folder: Path) -> None:
-    result = kit(folder, "verify", "--model", "cnn", "--expect-params", "1234858", "--select", "MOD103")
+    result = forked.kit(folder, "verify", "--model", "cnn", "--expect-params", "1234858", "--select", "MOD103")
     assert result.returncode == 1
     assert "1,147,914" in result.stdout
     assert "1,234,858" in result.stdout
@@ -335,7 +342,7 @@ def test_a_reference_for_another_size_of_image_is_tried_with_it() -> None:
 
 
 def test_reference_model_passes_every_rule(folder: Path) -> None:
-    code, report = verify_json(folder, "cnn", "--expect-params", "1147914")
+    code, report = verify_json(folder, "cnn", "--expect-params", "1147914", run=forked.kit)
     assert code == 0
     about_attention = {"MOD116", "MOD117", "MOD118", "MOD119", "MOD128", "MOD129", "MOD130"}
     assert {code for code, status in statuses(report).items() if status != "pass"} <= about_attention
@@ -383,7 +390,7 @@ def test_exit_code_is_the_verdict_whoever_reads_the_report(folder: Path) -> None
 
 def test_text_report_in_a_file_is_plain(folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.txt"
-    result = kit(folder, "verify", "--model", "cnn", "--select", "MOD103", "-o", str(report), FORCE_COLOR="1")
+    result = forked.kit(folder, "verify", "--model", "cnn", "--select", "MOD103", "-o", str(report), FORCE_COLOR="1")
     assert (result.returncode, result.stdout) == (0, "")
     assert "1,147,914" in report.read_text()
     assert "\x1b" not in report.read_text()
@@ -391,6 +398,6 @@ def test_text_report_in_a_file_is_plain(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codes", ["MOD101,MOD102,MOD103", "MOD"])
 def test_a_model_that_cannot_be_built_is_told_once(folder: Path, codes: str) -> None:
-    code, report = verify_json(folder, "cnn", "--kwargs", "channels=[0]", "--select", codes)
+    code, report = verify_json(folder, "cnn", "--kwargs", "channels=[0]", "--select", codes, run=forked.kit)
     assert code == 1
     assert [check["code"] for check in report["checks"] if check["status"] not in ("pass", "skip")] == ["MOD101"]
