@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,9 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], terminal: int) ->
     os.setsid()
     for number in (0, 1, 2):
         os.dup2(terminal, number)
+    # What stands there may be a test runner's, and belongs to the process that was forked.
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     atexit._clear()
     os.chdir(cwd)
@@ -128,3 +133,17 @@ def install() -> None:
     preload()
     launch.subprocess = _Subprocess  # type: ignore[attr-defined]
     launch.find_program = lambda command, *_: [sys.executable, *command[1:]]  # type: ignore[assignment]
+
+
+@contextmanager
+def forked() -> Iterator[None]:
+    """Within, `verify.trace.launch` forks; of the modules that programs import only torch is there already."""
+    import torch  # noqa: F401
+
+    kept = launch.subprocess, launch.find_program
+    launch.subprocess = _Subprocess  # type: ignore[attr-defined]
+    launch.find_program = lambda command, *_: [sys.executable, *command[1:]]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        launch.subprocess, launch.find_program = kept

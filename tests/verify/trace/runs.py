@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from tests.zoo.forked import forked
 from verify.trace.launch import DEFAULT, Cut, watch
 from verify.trace.record import Record
 
@@ -42,7 +44,12 @@ def write(folder: Path, text: str, name: str = "train.py") -> Path:
     return path
 
 
-def watched(folder: Path, text: str, *arguments: str, cut: Cut = PLAIN) -> Record:
-    """The record of a script, which is written into a folder and watched there."""
+def watched(folder: Path, text: str, *arguments: str, cut: Cut = PLAIN, own_process: bool = False) -> Record:
+    """The record of a script, which is written into a folder and watched there.
+
+    Args:
+        own_process: start it as `kit watch` does, and not as a fork of this process, which has imported torch.
+    """
     write(folder, text)
-    return watch(["python", "train.py", *arguments], folder=folder, cut=cut)
+    with nullcontext() if own_process else forked():
+        return watch(["python", "train.py", *arguments], folder=folder, cut=cut)

@@ -269,7 +269,7 @@ def test_the_program_is_found_before_anything_runs(tmp_path: Path):
 
 
 def test_a_run_without_torch_trained_nothing(tmp_path: Path):
-    report = judge(watched(tmp_path, "print('hello')\n"))
+    report = judge(watched(tmp_path, "print('hello')\n", own_process=True))
     assert report.exit_code == 2
     assert only(report, "RUN074").measured == "PyTorch was never imported"
     assert not report.of(Status.FAIL)

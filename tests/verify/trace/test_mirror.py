@@ -135,7 +135,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_byte_is_as_before(home: Path):
     (home / "project" / "train.py").write_text(WRITES, encoding="utf-8")
     before = state(home)
-    record = watched(home / "project", WRITES, str(home / "project"), str(home / "outside"))
+    places = (str(home / "project"), str(home / "outside"))
+    record = watched(home / "project", WRITES, *places, own_process=True)
     assert "DONE links absolute renamed folders sqlite outside" in record.run["log"]
     assert state(home) == before
     assert str(home / "outside" / "kept.txt") in record.run["restored"]
