@@ -31,8 +31,8 @@ RULES = """
 ## Evidence before claims
 
 - "Fixed", "trained" or "better" comes with a command, its exit code and a number. After a change of model code:
-  `kit verify`; of the training: `kit watch -- python train.py`. Only exit code 0 is called "verified"; 2 means that it
-  could not be checked.
+  `kit verify` (without a verify.yaml: `kit verify --model FILE.py:CLASS --input-size C,H,W --num-classes N`); of the
+  training: `kit watch -- python train.py`. Only exit code 0 is called "verified"; 2 means that it could not be checked.
 - Validation data choose, test data report once. A failing check is mended in the code, not in the check.
 - `kit facts` says what is here: config, models, data, checkpoints, the newest run.
 """.strip("\n")
