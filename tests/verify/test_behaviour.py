@@ -36,6 +36,7 @@ def test_healthy_model_is_silent(model: type[nn.Module]) -> None:
     assert not problems(check(model, rules()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", planted_dataflow.HEALTHY, ids=lambda model: model.__name__)
 def test_healthy_attention_is_silent(model: type[nn.Module]) -> None:
     expected = JUDGED_HERE.get(model.__name__)

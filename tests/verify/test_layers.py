@@ -29,6 +29,7 @@ def test_healthy_model_is_silent(model: type[nn.Module]) -> None:
     assert not problems(check(model, rules()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [*planted.HEALTHY, *planted_behaviour.HEALTHY, *planted_dataflow.HEALTHY],

@@ -39,9 +39,9 @@ def turned(train: View, view: View, until: float) -> Json:
         raise Unavailable("it is the training loader")
     half = (time.monotonic() + until) / 2
     theirs, _ = _samples(view, half)
-    with transforms_of(view, train):
-        plain, _ = _samples(train, (half + until) / 2)
     augmented, _ = _samples(train, until)
+    with transforms_of(view, train):
+        plain, _ = _drawn_from(train, (half + until) / 2)
     return {"plain": _distances(plain, theirs), "augmented": _distances(augmented, theirs)}
 
 
@@ -87,7 +87,13 @@ def tells(view: View, until: float) -> Json:
 
 
 def _samples(view: View, until: float) -> tuple[Tensor, Tensor]:
-    """(N, ...) inputs of one shape and (N,) class numbers."""
+    """(N, ...) inputs of one shape and (N,) class numbers, fetched once."""
+    if view.drawn is None:
+        view.drawn = _drawn_from(view, until)
+    return view.drawn
+
+
+def _drawn_from(view: View, until: float) -> tuple[Tensor, Tensor]:
     view.require_sample(FEWEST_ITEMS)
     pairs = list(_pairs(view, until))
     if len(pairs) < FEWEST_ITEMS:

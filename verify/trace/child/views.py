@@ -37,6 +37,7 @@ class View:
         self.sample: list[tuple[Any, Any]] = []  # (key, item)
         self.why_no_sample = ""
         self.files: dict[Any, str] = {}  # of items that are read from one file each
+        self.drawn: tuple[torch.Tensor, torch.Tensor] | None = None  # inputs and labels, see split_pictures.py
         self._batches: list[Any] | None = None
         self._stored: tuple[tuple[str, list[Any]] | None] | None = None
         self.map_style = (
