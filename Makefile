@@ -35,17 +35,17 @@ demo: $(STAMP)   ## scaffold, verify, train and evaluate a small CNN; writes one
 	$(BIN)/kit demo $(DEMO_ARGS)
 
 test: $(STAMP) $(CLIENT) ## the quick suite (five minutes on 2 cores, and should take less)
-	$(BIN)/python -m pytest -n auto -m "not slow and not matrix"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not matrix"
 
 test-latest-client: $(CLIENT) ## the tests against Claude Code once more, with its newest version
 	PATH="$(abspath $(BIN)):$$PATH" $(NPM) --prefix $(VENV)/claude-latest @anthropic-ai/claude-code@latest
 	CLAUDE_CLIENT=$(VENV)/claude-latest $(BIN)/python -m pytest tests/claude -k "not pinned"
 
 test-slow: $(STAMP)  ## what takes longer: wheel, demo, rendered projects
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 test-matrix: $(STAMP)  ## the tests of every other rendered project
-	$(BIN)/python -m pytest -n auto -m matrix
+	$(BIN)/python -m pytest -n auto --dist worksteal -m matrix
 
 zoo: $(STAMP)    ## every planted bug and every healthy program through kit watch; writes docs/zoo.md (ZOO_ARGS=...)
 	$(BIN)/python -m tests.zoo.runner $(ZOO_ARGS)

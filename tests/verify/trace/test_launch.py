@@ -97,7 +97,7 @@ train(50)
 
 @pytest.mark.slow
 def test_a_script_may_do_odd_things(tmp_path: Path):
-    record = watched(tmp_path, ODD)
+    record = watched(tmp_path, ODD, own_process=True)
     assert record.run["code"] == 0
     assert "last words" in record.run["log"]
     assert len(record.steps) == 8, "two epochs of the parent; what the child did is its own business"
@@ -125,7 +125,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_training_in_a_spawned_process_is_seen(tmp_path: Path):
-    record = watched(tmp_path, SPAWNED)
+    record = watched(tmp_path, SPAWNED, own_process=True)
     assert record.run["code"] == 0, record.run["log"]
     assert len(record.steps) == 8
 

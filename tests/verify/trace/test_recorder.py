@@ -126,7 +126,7 @@ if __name__ == "__main__":
 def both(tmp_path_factory) -> tuple[list[str], list[str], Record]:
     """The lines that a script writes when it is run as it is, and when it is watched; a free folder holds them."""
     folder, results = tmp_path_factory.mktemp("same"), tmp_path_factory.mktemp("results")
-    record = watched(folder, SAME_NUMBERS, str(results / "watched"))
+    record = watched(folder, SAME_NUMBERS, str(results / "watched"), own_process=True)
     plain = subprocess.run([sys.executable, "train.py", str(results / "plain")], cwd=folder, timeout=120)
     assert plain.returncode == record.run["code"] == 0, record.run["log"]
     return (results / "plain").read_text().splitlines(), (results / "watched").read_text().splitlines(), record
