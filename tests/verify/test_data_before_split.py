@@ -40,9 +40,9 @@ def found(code: str) -> Status | None:
         ("X = SimpleImputer().fit_transform(X)\nX = X.astype('float32')\n" + SPLIT, Status.WARN),
         ("X = (X - X.mean(0)) / X.std(0)\n" + SPLIT, Status.WARN),
         ("mean = X.mean(axis=0)\nstd = X.std(axis=0)\nX = (X - mean) / (std + 1e-8)\n" + SPLIT, Status.WARN),
-        ("mean, std = X.mean(), X.std()\ntrain = Data(X[train_idx], mean, std)\n"
+        ("mean, std = X.mean(0), X.std(0)\ntrain = Data(X[train_idx], mean, std)\n"
          "val = Data(X[val_idx], mean, std)\n", Status.WARN),
-        ("def load_all(x, train, val):\n    mean, std = x.mean(), x.std()\n"
+        ("def load_all(x, train, val):\n    mean, std = x.mean(0), x.std(0)\n"
          "    return Data(x[train], mean, std), Data(x[val], mean, std)\n", Status.WARN),
         ("Z = PCA(20).fit_transform(X)\nt = torch.tensor(Z)\nd = TensorDataset(t, torch.tensor(y))\n"
          "train, val = random_split(d, [0.8, 0.2])\n", Status.WARN),
@@ -69,6 +69,8 @@ def test_fitted_on_all_samples(code: str, status: Status) -> None:
         "Z = PCA(2).fit_transform(X)\nplot(Z)\n" + SPLIT,
         "for train, test in KFold(5).split(X):\n    s = StandardScaler().fit(X[train])\n    a = s.transform(X[test])",
         "X = X / 255.0\n" + SPLIT,
+        "X = (X - X.mean()) / X.std()\n" + SPLIT,
+        "mean, std = X.mean(), X.std()\na, b = Data(X[train_idx], mean, std), Data(X[val_idx], mean, std)\n",
         "X = (X - 0.1307) / 0.3081\n" + SPLIT,
         "X = (X - X.mean(1, keepdims=True)) / X.std(1, keepdims=True)\n" + SPLIT,
         "X = StandardScaler().fit_transform(X)\nevaluate(net, X)\n",

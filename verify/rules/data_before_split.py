@@ -37,10 +37,10 @@ def fitted_before_split(record: Record) -> Iterator[Finding]:
     score is a little too good; with features that were chosen by their labels, or with copies of rare samples, it is
     worth nothing.
     Found by: reading the source: a scaler, a projection or an imputation is fitted on a name that stands for no split,
-    or its mean and deviation are taken, and what comes of it is split afterwards in the same function. An error where
-    labels are given to what is fitted, or samples are drawn again (`fit_resample`).
+    or the mean and deviation of each feature are taken, and what comes of it is split afterwards in the same function.
+    An error where labels are given to what is fitted, or samples are drawn again (`fit_resample`).
     Not an error: fitting on the training part; pipelines, which are fitted later; encoders of labels; projections for a
-    plot; constants that were published with the data.
+    plot; constants that were published with the data; one mean and one deviation for all of the data.
 
     Wrong: `X = StandardScaler().fit_transform(X); X_train, X_test = train_test_split(X)`
     Right: `X_train, X_test = train_test_split(X); X_train = scaler.fit_transform(X_train)`
@@ -93,7 +93,8 @@ def _resampled(project: Project) -> Iterator[Learned]:
 def _standardised(project: Project) -> Iterator[Learned]:
     for node in project.nodes(ast.BinOp):
         one = standardised(project, node)
-        if one is not None and _is_everything(one.of) and not OF_OUTPUTS.search(one.text):
+        feature_wise = one is not None and any(_is_by_feature(made) for made in _sources(project, node.right))
+        if one is not None and feature_wise and _is_everything(one.of) and not OF_OUTPUTS.search(one.text):
             yield Learned(one.node, _targets(project, one.node), False, "standardised by all samples")
 
 
@@ -101,11 +102,25 @@ def _measured(project: Project) -> Iterator[Learned]:
     """`mean, std = x.mean(0), x.std(0)` of what is split later, although both are used on its parts."""
     for call in project.calls:
         owner = call.func.value if isinstance(call.func, ast.Attribute) and call.func.attr == "std" else None
-        if owner is None or not _is_everything(owner) or OF_OUTPUTS.search(ast.unparse(owner)):
+        if owner is None or not _is_everything(owner) or not _is_by_feature(call):
+            continue
+        if OF_OUTPUTS.search(ast.unparse(owner)):
             continue
         kept = {target for target in _targets(project, call) if re.search(r"std|sigma|scale|dev", target)}
         if kept and isinstance(owner, ast.Name):
             yield Learned(call, frozenset({owner.id}), False, "mean and deviation are taken of all samples")
+
+
+def _is_by_feature(node: ast.AST) -> bool:
+    """Whether a reduction names an axis: two numbers for all of the data tell a network nothing about a sample."""
+    return isinstance(node, ast.Call) and bool(node.args or node.keywords)
+
+
+def _sources(project: Project, node: ast.expr) -> list[ast.AST]:
+    """What a divisor is made of, with the one name in it looked up."""
+    names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
+    origins = [origin for name in names for origin in project.origins(name) if origin is not None]
+    return [part for one in (node, *origins) for part in ast.walk(one)]
 
 
 def _is_everything(node: ast.expr) -> bool:

@@ -125,7 +125,7 @@ def _inverted_positives(place: str, events: list[Event]) -> Iterator[Finding]:
     )
 
 
-@rule("LOS919", subject=Subject.RUN)
+@rule("LOS919", severity=Status.WARN, subject=Subject.RUN)
 def class_not_counted(record: Record) -> Iterator[Finding]:
     """The loss leaves a whole class out.
 
@@ -133,8 +133,8 @@ def class_not_counted(record: Record) -> Iterator[Finding]:
     predicts it, and the loss looks better than it is.
     Found by: cross entropy of one label a sample, in training: labels of one class that `ignore_index` takes out, in
     batch after batch; a class that occurs and weighs 0.
-    Not an error: -100 and other numbers that are no class; labels of pixels or words, where 0 may stand for padding;
-    a class that the data set has for "unlabelled", when few samples have it or all evaluation leaves it out too.
+    Not an error: -100 and other numbers that are no class; labels of pixels or words, where 0 may stand for padding.
+    A warning, for a data set may have a class for what nobody has labelled.
 
     Wrong: `CrossEntropyLoss(ignore_index=0)`
     Right: `CrossEntropyLoss()`

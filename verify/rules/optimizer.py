@@ -18,6 +18,10 @@ TINY_RATE = 1e-7
 LARGEST_UPDATE, LARGEST_FIRST, SMALLEST_UPDATE = 1.0, 5.0, 1e-8
 LARGE_COUPLED_DECAY = 0.01
 
+# The decay from which it is strong, of the optimizers in which it means the same everywhere.
+STRONG_DECAY = {"AdamW": 1.0, "SGD": 0.05}
+SHRINKS = 1e-3  # of a weight, a step
+
 
 def _stepped(record: Record) -> list[Event]:
     """The `optimizer` events of those that stepped."""
@@ -325,7 +329,8 @@ def weight_decay_strong(record: Record) -> Iterator[Finding]:
         limit = STRONG_DECAY.get(optimizer["cls"], math.inf)
         for group in optimizer["groups"]:
             decay, rate = group.get("weight_decay") or 0, group.get("lr") or 0
-            if decay >= limit and decay * rate >= SHRINKS:
+            trained = group.get("frozen", 0) < group.get("tensors", 1)
+            if trained and decay >= limit and decay * rate >= SHRINKS:
                 yield Finding(
                     measured=f"{optimizer['cls']} with weight_decay {decay:g}, {decay * rate:.1%} a step",
                     expected=f"less than {limit:g}",
@@ -334,11 +339,6 @@ def weight_decay_strong(record: Record) -> Iterator[Finding]:
                     hint="usual values: 0.01 to 0.3 for AdamW, 1e-4 to 5e-4 for SGD",
                 )
                 return
-
-
-# The decay from which it is strong, of the optimizers in which it means the same everywhere.
-STRONG_DECAY = {"AdamW": 1.0, "SGD": 0.05}
-SHRINKS = 1e-3  # of a weight, a step
 
 
 @rule("OPT710", subject=Subject.RUN)
