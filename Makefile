@@ -34,7 +34,7 @@ client: $(CLIENT) ## install Claude Code beside it, for the tests
 demo: $(STAMP)   ## scaffold, verify, train and evaluate a small CNN; writes one HTML report (DEMO_ARGS=...)
 	$(BIN)/kit demo $(DEMO_ARGS)
 
-test: $(STAMP) $(CLIENT) ## the quick suite (five minutes on 2 cores, and should take less)
+test: $(STAMP) $(CLIENT) ## the quick suite (four and a half minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not matrix"
 
 test-latest-client: $(CLIENT) ## the tests against Claude Code once more, with its newest version
