@@ -639,7 +639,8 @@ def _run() -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        named = "name the model with --model" if "unexpected extra" in error.format_message() else "see kit --help"
-        typer.echo(f"kit: {error.format_message()} ({named if 'verify' in sys.argv else 'see kit --help'})", err=True)
+        message = error.format_message()
+        unnamed = "verify" in sys.argv and "unexpected extra" in message
+        typer.echo(f"kit: {message} ({'name the model with --model' if unnamed else 'see kit --help'})", err=True)
         return WRONG_USE
     return result if isinstance(result, int) else 0

@@ -110,6 +110,7 @@ def test_every_rule_has_a_full_page(code: str) -> None:
     [
         (["frobnicate"], "No such command"),
         (["verify", "--nothing"], "No such option"),
+        (["verify", "net.py:Net"], "name the model with --model"),
         (["verify", "--timeout", "soon"], "--timeout"),
         (["verify", "--format", "yaml"], "--format"),
         (["explain", "MOD999"], "no rule has the code"),

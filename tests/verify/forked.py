@@ -9,10 +9,11 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.zoo.forked import ForkedProcess
+from tests.zoo.forked import ForkedProcess, code_of, redirect
 from verify import runner
 
 OUT, ERRORS = "stdout.txt", "stderr.txt"
@@ -34,36 +35,22 @@ def kit(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def _command(scratch: Path, folder: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> int:
-    _redirect(os.open(os.devnull, os.O_RDONLY), _new(scratch / OUT), _new(scratch / ERRORS))
+    redirect(os.open(os.devnull, os.O_RDONLY), _new(scratch / OUT), _new(scratch / ERRORS))
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = ["kit", *arguments]
     runner.subprocess = _Subprocess  # type: ignore[attr-defined]
     from kit.cli import main
 
-    return _code_of(main)
+    return _ended(main)
 
 
 def _new(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT)
 
 
-def _redirect(*files: int) -> None:
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-    # Whatever pytest has put there belongs to the process that was forked.
-    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "r" if n == 0 else "w", encoding="utf-8") for n in range(3))
-
-
-def _code_of(program: Any) -> int:
-    code: Any = 0
-    try:
-        program()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 1
+def _ended(program: Callable[[], object]) -> int:
+    code = code_of(program)
     sys.stdout.flush()
     sys.stderr.flush()
     return code
@@ -78,14 +65,14 @@ class _Worker(ForkedProcess):
         if self.pid == 0:
             os.setsid()
             null = os.open(os.devnull, os.O_RDWR)
-            _redirect(null, null, stderr.fileno())
+            redirect(null, null, stderr.fileno())
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(env)
             sys.argv = ["-c", *arguments[-2:]]
             from verify.worker import main
 
-            os._exit(_code_of(main))
+            os._exit(_ended(main))
 
 
 class _Subprocess:

@@ -40,6 +40,7 @@ def found(code: str) -> Status | None:
         ("X = SimpleImputer().fit_transform(X)\nX = X.astype('float32')\n" + SPLIT, Status.WARN),
         ("X = (X - X.mean(0)) / X.std(0)\n" + SPLIT, Status.WARN),
         ("mean = X.mean(axis=0)\nstd = X.std(axis=0)\nX = (X - mean) / (std + 1e-8)\n" + SPLIT, Status.WARN),
+        ("mean, std = np.mean(X, axis=0), np.std(X, axis=0)\nX = (X - mean) / std\n" + SPLIT, Status.WARN),
         ("mean, std = X.mean(0), X.std(0)\ntrain = Data(X[train_idx], mean, std)\n"
          "val = Data(X[val_idx], mean, std)\n", Status.WARN),
         ("def load_all(x, train, val):\n    mean, std = x.mean(0), x.std(0)\n"
@@ -70,6 +71,9 @@ def test_fitted_on_all_samples(code: str, status: Status) -> None:
         "for train, test in KFold(5).split(X):\n    s = StandardScaler().fit(X[train])\n    a = s.transform(X[test])",
         "X = X / 255.0\n" + SPLIT,
         "X = (X - X.mean()) / X.std()\n" + SPLIT,
+        "X = (X - np.mean(X)) / np.std(X)\n" + SPLIT,
+        "X = (X - X.mean(keepdims=True)) / X.std(keepdims=True)\n" + SPLIT,
+        "std = np.std(published, axis=0)\nX = X / std\na, b = train_test_split(np.asarray(X))\n",
         "mean, std = X.mean(), X.std()\na, b = Data(X[train_idx], mean, std), Data(X[val_idx], mean, std)\n",
         "X = (X - 0.1307) / 0.3081\n" + SPLIT,
         "X = (X - X.mean(1, keepdims=True)) / X.std(1, keepdims=True)\n" + SPLIT,

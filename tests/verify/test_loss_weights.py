@@ -110,6 +110,18 @@ def test_a_class_that_the_loss_leaves_out(fields: dict[str, Any], expected: Stat
     assert found("LOS919", **fields) is expected
 
 
+def test_a_class_that_the_first_batch_does_not_have() -> None:
+    run = Run().put("loss", lambda e: e["grad"], target=lambda e: labels(3 if e["step"] else 0))
+    assert judge(run.record(), ["LOS919"]).of(Status.WARN)
+
+
+def test_padding_of_words_is_no_class() -> None:
+    """Flattened, the words of a batch look like samples; what the model returned tells them apart."""
+    run = Run().put("loss", lambda e: e["grad"], target=labels(shape=[64]), input={"shape": [64, 10]}, n=64)
+    run.put("pass", lambda e: e["trained"], shape=[16, 4, 10])
+    assert not judge(run.record(), ["LOS919"]).of(*BAD)
+
+
 def test_the_class_that_is_ignored_is_recorded(tmp_path: Path) -> None:
     for labels, number in (("b, ignore_index=0", 0), ("torch.where(b == 0, -1, b), ignore_index=-1", None)):
         script = TRAIN.replace("cross_entropy(model(a), b)", f"cross_entropy(model(a), {labels})")

@@ -632,6 +632,7 @@ HEALTHY: list[tuple[str, str, Change]] = [
     ),
     ("OPT712", "large-first-step", lambda run: run.put("step", lambda e: e["n"] == 1, ratio=2.0)),
     ("LRS819", "moves", nothing),
+    ("LRS819", "start-of-a-long-cosine", lambda run: rates(run, 0.1, 0.1 - 1e-9, 0.1 - 4e-9, 0.1 - 9e-9)),
     (
         "LRS819",
         "waits-for-a-milestone",

@@ -88,6 +88,7 @@ def test_a_best_that_is_never_kept(code: str) -> None:
         "best = 0\nfor e in range(9):\n    if acc > best:\n        save()\n    best = max(acc, best)\n",
         "for fold in folds:\n    best = 0.0\n    for e in range(9):\n        if acc > best:\n            best = acc\n",
         "for e in x:\n    best = 0\n    for t in cuts:\n        if f1(t) > best:\n            best = f1(t)\n",
+        "for e in x:\n    best = 0.0\n    if a > best:\n        best = a\n    if b > best:\n        best = b\n",
         "for e in range(9):\n    best = load_best()\n    if acc > best:\n        best = acc\n",
         "best = 0\nfor e in range(9):\n    if acc <= best:\n        continue\n    best = acc\n",
         "best = 0\nfor e in range(9):\n    is_best = acc > best\n    best = max(acc, best)\n    save(is_best)\n",

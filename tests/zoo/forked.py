@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,7 @@ class ForkedProcess:
 
 def _run(arguments: list[str], cwd: Path, env: dict[str, str], terminal: int) -> int:
     os.setsid()
-    for number in (0, 1, 2):
-        os.dup2(terminal, number)
-    # What stands there may be a test runner's, and belongs to the process that was forked.
-    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
-    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
+    redirect(terminal, terminal, terminal)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     atexit._clear()
     os.chdir(cwd)
@@ -75,26 +72,43 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], terminal: int) ->
     sys.argv = arguments[1:]
     root = str(Path(__file__).parents[2])
     sys.path[:] = [str(cwd), *(p for p in sys.path if p not in ("", root))]
-    code = 0
     _draw_seeds()
-    try:
-        main = sys.modules["__main__"]
-        main.__file__ = script
-        package = Path(launch.HERE) / "child"
-        _load("_kit_watch", package)
-        from _kit_watch import bootstrap  # type: ignore[import-not-found]
-
-        bootstrap.start(env["KIT_WATCH"])
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = 1
+    code = code_of(partial(_watched, script, env["KIT_WATCH"]))
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _watched(script: str, settings: str) -> None:
+    main = sys.modules["__main__"]
+    main.__file__ = script
+    package = Path(launch.HERE) / "child"
+    _load("_kit_watch", package)
+    from _kit_watch import bootstrap  # type: ignore[import-not-found]
+
+    bootstrap.start(settings)
+    runpy.run_path(script, run_name="__main__")
+
+
+def redirect(*files: int) -> None:
+    """Put these files in the place of standard input, output and errors, of which a fork has the test runner's."""
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, encoding="utf-8", closefd=False) for n in (1, 2))
+
+
+def code_of(program: Callable[[], object]) -> int:
+    """Run what a process is there for; the exit code that an interpreter would end with."""
+    try:
+        program()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    return 0
 
 
 def _draw_seeds() -> None:
@@ -131,6 +145,10 @@ class _Subprocess:
 def install() -> None:
     """From now on, `verify.trace.launch` forks."""
     preload()
+    _replace()
+
+
+def _replace() -> None:
     launch.subprocess = _Subprocess  # type: ignore[attr-defined]
     launch.find_program = lambda command, *_: [sys.executable, *command[1:]]  # type: ignore[assignment]
 
@@ -141,8 +159,7 @@ def forked() -> Iterator[None]:
     import torch  # noqa: F401
 
     kept = launch.subprocess, launch.find_program
-    launch.subprocess = _Subprocess  # type: ignore[attr-defined]
-    launch.find_program = lambda command, *_: [sys.executable, *command[1:]]  # type: ignore[assignment]
+    _replace()
     try:
         yield
     finally:

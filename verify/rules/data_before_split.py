@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from verify.report import Finding, Status
 from verify.rules import Subject, rule
-from verify.rules.data_fitting import OF_LABELS, OF_OUTPUTS, OF_PLOTS, fits, roles_in, standardised
+from verify.rules.data_fitting import OF_LABELS, OF_OUTPUTS, OF_PLOTS, fits, names_axis, reduced, roles_in, standardised
 from verify.source import Project, project_of
+from verify.trace.child.names import role
 from verify.trace.record import Record
 
 SPLITTERS = re.compile(r"(^|\.)(train_test_split|random_split)$")
@@ -93,34 +94,19 @@ def _resampled(project: Project) -> Iterator[Learned]:
 def _standardised(project: Project) -> Iterator[Learned]:
     for node in project.nodes(ast.BinOp):
         one = standardised(project, node)
-        feature_wise = one is not None and any(_is_by_feature(made) for made in _sources(project, node.right))
-        if one is not None and feature_wise and _is_everything(one.of) and not OF_OUTPUTS.search(one.text):
+        if one is not None and one.by_feature and _is_everything(one.of) and not OF_OUTPUTS.search(one.text):
             yield Learned(one.node, _targets(project, one.node), False, "standardised by all samples")
 
 
 def _measured(project: Project) -> Iterator[Learned]:
     """`mean, std = x.mean(0), x.std(0)` of what is split later, although both are used on its parts."""
     for call in project.calls:
-        owner = call.func.value if isinstance(call.func, ast.Attribute) and call.func.attr == "std" else None
-        if owner is None or not _is_everything(owner) or not _is_by_feature(call):
+        if not isinstance(call.func, ast.Attribute) or call.func.attr != "std" or not names_axis(project, call):
             continue
-        if OF_OUTPUTS.search(ast.unparse(owner)):
-            continue
-        kept = {target for target in _targets(project, call) if re.search(r"std|sigma|scale|dev", target)}
-        if kept and isinstance(owner, ast.Name):
-            yield Learned(call, frozenset({owner.id}), False, "mean and deviation are taken of all samples")
-
-
-def _is_by_feature(node: ast.AST) -> bool:
-    """Whether a reduction names an axis: two numbers for all of the data tell a network nothing about a sample."""
-    return isinstance(node, ast.Call) and bool(node.args or node.keywords)
-
-
-def _sources(project: Project, node: ast.expr) -> list[ast.AST]:
-    """What a divisor is made of, with the one name in it looked up."""
-    names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
-    origins = [origin for name in names for origin in project.origins(name) if origin is not None]
-    return [part for one in (node, *origins) for part in ast.walk(one)]
+        name = reduced(project, call)
+        everything = name.isidentifier() and not role(name) and not OF_OUTPUTS.search(name)
+        if everything and any(re.search(r"std|sigma|scale|dev", target) for target in _targets(project, call)):
+            yield Learned(call, frozenset({name}), False, "mean and deviation are taken of all samples")
 
 
 def _is_everything(node: ast.expr) -> bool:

@@ -150,6 +150,7 @@ class Standardised:
     node: ast.BinOp
     of: ast.expr
     text: str
+    by_feature: bool  # the deviation names an axis
 
 
 @rule("DAT225", severity=Status.WARN, subject=Subject.RUN)
@@ -188,38 +189,52 @@ def standardised(project: Project, node: ast.BinOp) -> Standardised | None:
         return None
     data, mean, std = above.left, above.right, node.right
     text = ast.unparse(data)
-    if _of_statistic(project, mean, "mean") == text == _of_statistic(project, std, "std"):
-        return Standardised(node, data, text)
-    return None
+    reductions = _statistic(project, mean, "mean"), _statistic(project, std, "std")
+    if any(one is None or reduced(project, one) != text for one in reductions):
+        return None
+    return Standardised(node, data, text, names_axis(project, reductions[1]))
 
 
-def _of_statistic(project: Project, node: ast.expr, name: str) -> str:
-    """The text of what a mean or deviation over samples is taken of; empty for anything else."""
+def _statistic(project: Project, node: ast.expr, name: str) -> ast.Call | None:
+    """The call that takes a mean or a deviation, by what it is called and what is done to it."""
     for _ in range(4):
         if isinstance(node, ast.Name):
             origins = project.origins(node)
             if len(origins) != 1 or origins[0] is None:
-                return ""
+                return None
             node = origins[0]
         if isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant):
             node = node.left  # + 1e-8
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             if node.func.attr == name:
-                return _reduced(project, node, node.func.value)
+                return node
             node = node.func.value  # .clamp(min=1e-4)
         else:
-            return ""
-    return ""
+            return None
+    return None
 
 
-def _reduced(project: Project, call: ast.Call, owner: ast.expr) -> str:
-    """The text of what a call reduces over dimension 0: `x.mean(0)`, `np.mean(x, axis=0)`."""
-    by_function = project.qualified(owner) in ("numpy", "torch")
+def reduced(project: Project, call: ast.Call) -> str:
+    """The text of what a call of a method reduces over dimension 0: `x.mean(0)`, `np.mean(x, axis=0)`."""
+    by_function = _by_function(project, call)
     if by_function and not call.args:
         return ""
-    place = 1 if by_function else 0
-    axes = argument(call, place, "axis") or argument(call, place, "dim")
-    return ast.unparse(call.args[0] if by_function else owner) if _over_samples(axes) else ""
+    owner = call.args[0] if by_function else call.func.value  # type: ignore[attr-defined]
+    return ast.unparse(owner) if _over_samples(_axes(project, call)) else ""
+
+
+def names_axis(project: Project, call: ast.Call | None) -> bool:
+    """Whether a reduction is over some axes and not over everything."""
+    return call is not None and _axes(project, call) is not None
+
+
+def _by_function(project: Project, call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and project.qualified(call.func.value) in ("numpy", "torch")
+
+
+def _axes(project: Project, call: ast.Call) -> ast.expr | None:
+    place = 1 if _by_function(project, call) else 0
+    return argument(call, place, "axis") or argument(call, place, "dim")
 
 
 def _over_samples(axes: ast.expr | None) -> bool:

@@ -103,8 +103,8 @@ def scaled_by_batch(record: Record) -> Iterator[Finding]:
     Right: `x = (x - mean) / std`, with numbers from the training split
     """
     probe = data_probe(record)
-    made = part_of(part_of(probe, "stats"), "batch_means")
-    given, size = made["given"], (probe.get("train") or {}).get("n")
+    given = part_of(part_of(probe, "stats"), "batch_means")
+    size = (probe.get("train") or {}).get("n")
     if size is not None and size <= given["n"]:
         return
     by = _centred(given)

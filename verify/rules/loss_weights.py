@@ -141,10 +141,12 @@ def class_not_counted(record: Record) -> Iterator[Finding]:
     """
     calls = [e for e in record.of("loss") if e["fn"] in ("cross_entropy", "nll_loss") and _is_by_sample(e)]
     trained = [e for e in calls if e["grad"]]
-    if not trained:
+    passes = [e for e in record.of("pass") if e["trained"]]
+    flattened = any(len(e.get("shape") or []) != 2 or e["shape"][0] != e["n"] for e in passes)
+    if not trained or not passes or flattened:
         raise NotSeenError("no cross entropy of one label a sample was computed in training")
     left_out = [e["target"]["ignored"] for e in trained if e["target"].get("ignored")]
-    number = trained[0]["target"].get("ignored_class")
+    number = next((n for e in trained if (n := e["target"].get("ignored_class")) is not None), None)
     if number is not None and len(left_out) >= max(2, len(trained) / 2):
         samples = sum(e["n"] for e in trained)
         yield Finding(

@@ -88,7 +88,8 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
     Right: `if accuracy > best: best = accuracy; save()`
     """
     project = project_of(record)
-    for compare, place in comparisons_with_best(project):
+    compared = list(comparisons_with_best(project))
+    for compare, place in compared:
         given = [s for s in _assignments(project, place) if not _restores(project, s)]
         if not given or _is_handed_in(project, place):
             continue
@@ -101,7 +102,8 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
                 hint=f"set {ast.unparse(place)} where the better model is saved",
             )
             return
-        anew = [s for s in given if _starts_anew(project, compare, s)]
+        once = sum(_word(other) == _word(place) for _, other in compared) == 1
+        anew = [s for s in given if once and _starts_anew(project, compare, s)]
         if anew:
             yield Finding(
                 measured=f"{ast.unparse(anew[0])}, before {ast.unparse(compare)} in the same loop",
@@ -125,7 +127,7 @@ def best_not_kept(record: Record) -> Iterator[Finding]:
 
 
 def _starts_anew(project: Project, compare: ast.Compare, statement: ast.stmt) -> bool:
-    """Whether a loop sets the best to a constant at the top of each round, and compares with it once in that round."""
+    """Whether a loop sets the best to a constant at the top of each round of a comparison with it."""
     loop = project.parent[statement]
     rounds = next((node for node in project.ancestors(compare) if isinstance(node, ast.For | ast.While)), None)
     if loop is not rounds or not isinstance(loop, ast.For) or project.scope(loop) is not project.scope(compare):

@@ -8,7 +8,7 @@ import torch
 
 from .items import attributes_of, leaves_of
 from .measuring import Json, Unavailable, attempt, attempt_each
-from .split_pictures import batch_means
+from .split_pictures import centred
 from .views import View
 
 MOST_NUMBERS = 8_000_000  # of inputs, for statistics
@@ -34,7 +34,7 @@ def model_stats(capture: Any) -> Json:
     return {
         "first_layer": attempt(lambda: _first_layer(capture)),
         "model_input": attempt(lambda: _statistics(_model_input(capture))),
-        "batch_means": attempt(lambda: batch_means(capture, _model_input(capture))),
+        "batch_means": attempt(lambda: centred(_model_input(capture))),
         "roughness": attempt(lambda: _roughness(_model_input(capture))),
     }
 

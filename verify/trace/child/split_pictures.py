@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
 def tells(view: View, until: float) -> Json:
     """Whether single numbers of an input are the same in all samples of a class and differ between classes.
 
-    `place` is that of the first; `share` is how many of all numbers do so.
+    `place` is that of the first; `told` is how many of all `numbers` do so.
     """
     inputs, labels = _samples(view, until)
     rows = inputs.flatten(1)
@@ -132,9 +131,3 @@ def centred(inputs: Tensor) -> Json:
         "by_channel": round((each.mean(dim=0).abs().max() / unit).item(), 7),
         "by_sample": round((each.std(dim=0).max() / unit).item(), 7),
     }
-
-
-def batch_means(capture: Any, given: Tensor) -> Json:
-    """`centred` of what the model was given, and of what the loader delivered."""
-    loaded = [x for x, _ in (capture.train.batches if capture.train else []) if isinstance(x, Tensor)]
-    return {"given": centred(given), "loaded": centred(loaded[0].float()) if loaded else None}
